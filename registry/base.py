@@ -1,0 +1,156 @@
+"""The contract of every registry backend."""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from adapters.manifest import Manifest
+from registry.models import AliasMove, ApiKey, Event, Page, Task, Version
+
+
+class Added(NamedTuple):
+    """The result of `add_version`; `created` is False where the task already had these bytes."""
+
+    version: Version
+    created: bool
+
+
+class Registry(ABC):
+    """Which tasks, versions and aliases exist, and their bytes.
+
+    Safe for concurrent use by many processes. What a method has returned is durable. Every method raises
+    RegistryUnavailable, and nothing of the backend's own, when the backend does not answer; names are
+    checked first (InvalidName).
+    """
+
+    @abstractmethod
+    async def add_version(self, task: str, data: bytes, manifest: Manifest, *, promote: bool = False) -> Added:
+        """Store an adapter file as the task's next version; create the task if needed.
+
+        Idempotent by digest within a task: the same bytes give the version they already have. The first
+        version of a task becomes `production`; a later one only with `promote`. Numbers are never reused,
+        not after a version nor after its whole task was deleted.
+        """
+
+    @abstractmethod
+    async def get_version(self, task: str, version: int) -> Version:
+        """Return one version.
+
+        Raises:
+            TaskNotFound, VersionNotFound
+        """
+
+    @abstractmethod
+    async def get_task(self, task: str) -> Task:
+        """Return the task and its aliases.
+
+        Raises:
+            TaskNotFound
+        """
+
+    @abstractmethod
+    async def list_tasks(self, *, after: str | None = None, limit: int = 100) -> Page[Task]:
+        """Return tasks in name order, beginning behind the name `after`."""
+
+    @abstractmethod
+    async def list_versions(self, task: str, *, after: int = 0, limit: int = 100) -> tuple[Version, ...]:
+        """Return versions in rising order, beginning behind number `after`.
+
+        Raises:
+            TaskNotFound
+        """
+
+    @abstractmethod
+    async def delete_version(self, task: str, version: int) -> None:
+        """Delete a version; its bytes go when no other version of any task has them.
+
+        Raises:
+            TaskNotFound, VersionNotFound
+            VersionInUse: If an alias points to it.
+        """
+
+    @abstractmethod
+    async def delete_task(self, task: str) -> None:
+        """Delete a task with its versions and aliases.
+
+        Raises:
+            TaskNotFound
+        """
+
+    @abstractmethod
+    async def set_alias(
+        self, task: str, alias: str, version: int, *, expected: int | None = None, check: bool = False
+    ) -> AliasMove:
+        """Point an alias at a version.
+
+        Args:
+            task: The task.
+            alias: The alias; made if it does not exist.
+            version: The version it is to name.
+            expected: With `check`, the version it must name now; None means that it must not exist.
+            check: Compare before setting.
+
+        Raises:
+            TaskNotFound, VersionNotFound
+            AliasConflict: If `check` is set and the alias is elsewhere.
+        """
+
+    @abstractmethod
+    async def rollback_alias(self, task: str, alias: str) -> AliasMove:
+        """Point an alias at what it named before its last `set`; repeated calls go further back.
+
+        Versions deleted meanwhile are passed over.
+
+        Raises:
+            TaskNotFound
+            AliasNotFound: If the alias does not exist or has nothing before it.
+        """
+
+    @abstractmethod
+    async def alias_history(self, task: str, alias: str, *, limit: int = 100) -> tuple[AliasMove, ...]:
+        """Return the moves of an alias, latest first.
+
+        Raises:
+            TaskNotFound
+            AliasNotFound: If the alias never existed.
+        """
+
+    @abstractmethod
+    async def fetch(self, digest: str) -> bytes:
+        """Return an adapter file, verified against its digest.
+
+        Raises:
+            BlobNotFound
+            BlobCorrupt: If what is stored has another digest.
+        """
+
+    @abstractmethod
+    async def cursor(self) -> str:
+        """Return the cursor of the latest event; read it before a full listing, then follow from it."""
+
+    @abstractmethod
+    async def events(self, after: str, *, limit: int = 1000) -> tuple[Event, ...]:
+        """Return events behind a cursor, in order, none lost (at least once)."""
+
+    @abstractmethod
+    async def add_key(self, key: ApiKey) -> None:
+        """Store an API key.
+
+        Raises:
+            KeyConflict: If one of this name exists.
+        """
+
+    @abstractmethod
+    async def list_keys(self) -> tuple[ApiKey, ...]:
+        """Return all API keys in name order."""
+
+    @abstractmethod
+    async def delete_key(self, name: str) -> None:
+        """Delete an API key.
+
+        Raises:
+            KeyNotFound
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Release connections. The registry is not usable afterwards."""

@@ -1,0 +1,100 @@
+"""Plain records of the registry. All are frozen and JSON-serialisable; times are UTC seconds since 1970."""
+
+import re
+from enum import StrEnum
+from typing import Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from adapters.manifest import Manifest
+from registry.errors import InvalidName
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+PRODUCTION = "production"
+
+T = TypeVar("T")
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Version(_Record):
+    """An immutable adapter of a task. `digest` (sha256 of the file, hex) is its identity everywhere."""
+
+    task: str
+    version: int
+    digest: str
+    size: int
+    created: float
+    manifest: Manifest
+
+
+class AliasMove(_Record):
+    """One step of an alias' history."""
+
+    alias: str
+    version: int
+    previous: int | None
+    moved: float
+    kind: Literal["set", "rollback"]
+
+
+class Task(_Record):
+    """A task with its aliases; its versions are listed separately, because there may be many."""
+
+    task: str
+    created: float
+    latest: int | None
+    versions: int
+    aliases: dict[str, int]
+
+
+class EventKind(StrEnum):
+    VERSION_ADDED = "version_added"
+    VERSION_DELETED = "version_deleted"
+    TASK_DELETED = "task_deleted"
+    ALIAS_SET = "alias_set"
+    KEYS_CHANGED = "keys_changed"
+
+
+class Event(_Record):
+    """Something that changed. `cursor` grows; readers keep the last one they have applied."""
+
+    cursor: str
+    kind: EventKind
+    task: str | None = None
+    version: int | None = None
+    alias: str | None = None
+    digest: str | None = None
+    at: float
+
+
+class ApiKey(_Record):
+    """An API key without its secret. `secret_hash` is sha256 (hex) of the token; `tasks` are fnmatch patterns."""
+
+    name: str
+    secret_hash: str
+    scopes: frozenset[Literal["predict", "manage"]]
+    tasks: tuple[str, ...] = ("*",)
+    created: float
+
+
+class Page(_Record, Generic[T]):
+    """Items in name order; `next_after` is what to pass as `after` for the following page, None at the end."""
+
+    items: tuple[T, ...]
+    next_after: str | None
+
+
+def check_name(what: str, name: str) -> str:
+    """Return `name`.
+
+    Raises:
+        InvalidName: If it breaks the rule.
+    """
+    if _NAME.fullmatch(name) is None:
+        raise InvalidName(what, name)
+    return name
