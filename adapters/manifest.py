@@ -6,7 +6,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from adapters.errors import ManifestInvalid
 
-FORMAT_VERSION = 1
 MAX_CLASSES = 100_000
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -77,7 +76,7 @@ class Probe(_Frozen):
 class Manifest(_Frozen):
     """Everything about an adapter except its numbers. Stored as JSON in the adapter file's metadata."""
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     method: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
     backbone: BackboneRef
     sites: tuple[SiteWidth, ...]
@@ -120,4 +119,3 @@ class Manifest(_Frozen):
             raise ManifestInvalid(f"{where}: {first['msg']}") from error
         except (ValueError, RecursionError) as error:
             raise ManifestInvalid("it cannot be read as JSON") from error
-

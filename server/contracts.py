@@ -1,0 +1,136 @@
+"""What the parts of a replica know of each other. This module loads no torch and no Ray."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adapters.manifest import Manifest, Preprocessing
+from registry.models import Version
+
+Image = NDArray[np.uint8]  # [3, H, W], resized and cropped for the backbone
+Logits = NDArray[np.float32]  # [K]
+
+
+class Tier(StrEnum):
+    """Where an adapter is, nearest first."""
+
+    DEVICE = "device"
+    HOST = "host"
+    DISK = "disk"
+    STORED = "stored"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One image for one version. `deadline` is a time of `time.monotonic()`, None for no limit."""
+
+    version: Version
+    image: Image
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The logits [K] of one job, and where its time went (seconds)."""
+
+    logits: Logits
+    queue_seconds: float
+    compute_seconds: float
+    batch_size: int
+    batch_tasks: int
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneInfo:
+    """The resident backbone, as `/v1/backbone` shows it. `sites` maps site to width C, in forward order."""
+
+    name: str
+    fingerprint: str
+    source: str
+    family: str
+    executor: str
+    device: str
+    dtype: str
+    parameters: int
+    head_width: int
+    preprocessing: Preprocessing
+    sites: Mapping[str, int]
+    slots: int
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterState:
+    """An adapter in this replica. `last_used` is UTC seconds since 1970, None if never here."""
+
+    tier: Tier
+    pinned: bool
+    last_used: float | None
+
+
+class Engine(Protocol):
+    """Answers jobs of any mix of tasks. One per replica; all methods run on its event loop."""
+
+    @property
+    def backbone(self) -> BackboneInfo: ...
+
+    async def predict(self, job: Job) -> Outcome:
+        """Wait for a place in a batch and return the logits.
+
+        Cancelling the call drops the job. A failure of one job never fails another.
+
+        Raises:
+            QueueFull: If too many jobs wait already.
+            DeadlineExceeded: If the deadline passed before its batch began.
+            Draining: If the engine is shutting down.
+            AdapterUnavailable: If the adapter could not be loaded (its bytes are gone, or the registry is).
+        """
+        ...
+
+    async def validate(self, data: bytes) -> Manifest:
+        """Check an adapter file in full against this backbone, including its probe.
+
+        Raises:
+            AdapterError: Any leaf of `adapters.errors`.
+        """
+        ...
+
+    async def prefetch(self, version: Version) -> Tier:
+        """Bring an adapter to the device now; return the tier it was in.
+
+        Raises:
+            AdapterUnavailable
+        """
+        ...
+
+    async def pin(self, version: Version) -> None:
+        """Load an adapter and keep it on the device until `unpin`.
+
+        Raises:
+            AdapterUnavailable
+            PinLimit: If as many adapters are pinned as settings allow.
+        """
+        ...
+
+    async def unpin(self, version: Version) -> None:
+        """Let the adapter be evicted again. Unknown digests are fine."""
+        ...
+
+    def state(self, digest: str) -> AdapterState:
+        """Tell where an adapter is in this replica."""
+        ...
+
+    def forget(self, digest: str) -> None:
+        """Drop the adapter's cached copies once no accepted job needs them: its version was deleted."""
+        ...
+
+    def check(self) -> None:
+        """Raise EngineBroken if the engine can no longer answer (its batch loop died or hangs)."""
+        ...
+
+    async def drain(self) -> None:
+        """Refuse new jobs, answer the accepted ones, then release the device."""
+        ...

@@ -1,0 +1,152 @@
+"""Errors of the server itself. `server/answers.py` maps these and the lower packages' to HTTP.
+
+ServerError
+├── QueueFull             too many jobs wait; come back later
+├── DeadlineExceeded      the deadline passed before the answer
+├── Draining              the replica is shutting down
+├── NotReady              the replica is still starting
+├── AdapterUnavailable    the adapter of a known version cannot be loaded now
+├── PinLimit              no more adapters may be pinned
+├── EngineBroken          the engine can no longer answer
+├── SettingsInvalid       the settings cannot be used; `str` names the setting and the reason
+├── ImageInvalid          the bytes are not an image we can decode
+├── ImageTooLarge         too many pixels or frames
+├── ImageTypeUnsupported  an image type we do not take
+├── BodyTooLarge          the request's body is too large
+├── BatchTooLarge         too many images or tasks in one request
+├── RequestInvalid        the request is malformed
+├── Unauthorized          no key, or a wrong one
+└── Forbidden             the key does not allow this
+"""
+
+
+class ServerError(Exception):
+    """Base of every error this package raises on purpose. `args` are the fields: errors travel by pickle."""
+
+
+class QueueFull(ServerError):
+    def __init__(self, limit: int, retry_after_seconds: float) -> None:
+        super().__init__(limit, retry_after_seconds)
+        self.limit, self.retry_after_seconds = limit, retry_after_seconds
+
+    def __str__(self) -> str:
+        return f"{self.limit} requests wait already; retry in {self.retry_after_seconds:.0f} s"
+
+
+class DeadlineExceeded(ServerError):
+    def __str__(self) -> str:
+        return "the deadline passed before the answer was ready"
+
+
+class Draining(ServerError):
+    def __str__(self) -> str:
+        return "the server is shutting down"
+
+
+class NotReady(ServerError):
+    def __str__(self) -> str:
+        return "the server is starting"
+
+
+class AdapterUnavailable(ServerError):
+    def __init__(self, task: str, version: int, detail: str) -> None:
+        super().__init__(task, version, detail)
+        self.task, self.version, self.detail = task, version, detail
+
+    def __str__(self) -> str:
+        return f"version {self.version} of task `{self.task}` cannot be loaded: {self.detail}"
+
+
+class PinLimit(ServerError):
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return f"{self.limit} adapters are pinned already; unpin one first"
+
+
+class EngineBroken(ServerError):
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"the engine cannot answer: {self.detail}"
+
+
+class SettingsInvalid(ServerError):
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+class ImageInvalid(ServerError):
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"not an image that can be decoded: {self.detail}"
+
+
+class ImageTooLarge(ServerError):
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return f"the image is too large: {self.detail}"
+
+
+class ImageTypeUnsupported(ServerError):
+    def __init__(self, got: str) -> None:
+        super().__init__(got)
+        self.got = got
+
+    def __str__(self) -> str:
+        return f"{self.got[:80]} is not an image type this server takes (JPEG, PNG, WebP, BMP, GIF, TIFF)"
+
+
+class BodyTooLarge(ServerError):
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self.limit = limit
+
+    def __str__(self) -> str:
+        return f"the request's body is larger than {self.limit} bytes"
+
+
+class BatchTooLarge(ServerError):
+    def __init__(self, what: str, limit: int) -> None:
+        super().__init__(what, limit)
+        self.what, self.limit = what, limit
+
+    def __str__(self) -> str:
+        return f"more than {self.limit} {self.what} in one request"
+
+
+class RequestInvalid(ServerError):
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+class Unauthorized(ServerError):
+    def __str__(self) -> str:
+        return "an API key is needed: Authorization: Bearer <key>"
+
+
+class Forbidden(ServerError):
+    def __init__(self, needed: str) -> None:
+        super().__init__(needed)
+        self.needed = needed
+
+    def __str__(self) -> str:
+        return f"the key does not allow this: {self.needed}"
