@@ -1,6 +1,6 @@
 """What the parts of a replica know of each other. This module loads no torch and no Ray."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -69,6 +69,50 @@ class AdapterState:
     tier: Tier
     pinned: bool
     last_used: float | None
+
+
+class FoldedAdapter(Protocol):
+    """An adapter ready for the bank: folded rows [2, P] and its head, in host memory."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Device(Protocol):
+    """The bank and the mixed-task forward of one replica.
+
+    Every method blocks and is called from worker threads: `run` from one thread at a time, `load` also while a
+    `run` is under way, but never for a slot that this run uses.
+    """
+
+    @property
+    def info(self) -> BackboneInfo:
+        """Describe the backbone; `info.slots` rows, 1 to `info.slots`, may hold adapters (0 is the identity)."""
+        ...
+
+    def fold(self, data: bytes) -> FoldedAdapter:
+        """Read an adapter file strictly and fold it for this backbone.
+
+        Raises:
+            AdapterError: Any leaf of `adapters.errors` but ProbeMismatch.
+        """
+        ...
+
+    def validate(self, data: bytes) -> Manifest:
+        """Check an adapter file in full, including its probe, without touching the bank.
+
+        Raises:
+            AdapterError: Any leaf of `adapters.errors`.
+        """
+        ...
+
+    def load(self, slot: int, adapter: FoldedAdapter) -> None:
+        """Copy an adapter into a row of the bank. Costs one copy of about 0.4 MB."""
+        ...
+
+    def run(self, images: Sequence[Image], slots: Sequence[int]) -> list[Logits]:
+        """Answer one batch: image i with the adapter in slots[i]. One forward, whatever the mix."""
+        ...
 
 
 class Engine(Protocol):
