@@ -23,7 +23,9 @@ class Registry(ABC):
     """
 
     @abstractmethod
-    async def add_version(self, task: str, data: bytes, manifest: Manifest, *, promote: bool = False) -> Added:
+    async def add_version(
+        self, task: str, data: bytes, manifest: Manifest, *, promote: bool = False
+    ) -> Added:
         """Store an adapter file as the task's next version; create the task if needed.
 
         Idempotent by digest within a task: the same bytes give the version they already have. The first

@@ -81,13 +81,13 @@ class FoldedAdapter(Protocol):
 class Device(Protocol):
     """The bank and the mixed-task forward of one replica.
 
-    Every method blocks and is called from worker threads: `run` from one thread at a time, `load` also while a
+    Every method blocks and is called from worker threads: `run` from one at a time, `load` also while a
     `run` is under way, but never for a slot that this run uses.
     """
 
     @property
     def info(self) -> BackboneInfo:
-        """Describe the backbone; `info.slots` rows, 1 to `info.slots`, may hold adapters (0 is the identity)."""
+        """Describe the backbone; rows 1 to `info.slots` may hold adapters, row 0 is the identity."""
         ...
 
     def fold(self, data: bytes) -> FoldedAdapter:
