@@ -73,7 +73,10 @@ class Event(_Record):
 
 
 class ApiKey(_Record):
-    """An API key without its secret. `secret_hash` is sha256 (hex) of the token; `tasks` are fnmatch patterns."""
+    """An API key without its secret.
+
+    `secret_hash` is sha256 (hex) of the token; `tasks` are fnmatch patterns.
+    """
 
     name: str
     secret_hash: str
@@ -83,7 +86,7 @@ class ApiKey(_Record):
 
 
 class Page(_Record, Generic[T]):
-    """Items in name order; `next_after` is what to pass as `after` for the following page, None at the end."""
+    """Items in name order; pass `next_after` as `after` for the following page; None at the end."""
 
     items: tuple[T, ...]
     next_after: str | None
