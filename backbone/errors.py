@@ -1,0 +1,58 @@
+"""Errors raised by `backbone`.
+
+BackboneError
+├── UnsupportedModel      a module of the model stands in the way; it is named
+├── WeightsUnavailable    the weights cannot be had; `str` names the ways out
+├── WeightsInvalid        a checkpoint does not fit the model
+├── ShapeMismatch         a tensor has the wrong shape: our bug
+└── DeviceUnavailable     the asked-for device or dtype is not to be had here
+"""
+
+
+class BackboneError(Exception):
+    """Base of every error this package raises on purpose. `args` are the fields: errors travel by pickle."""
+
+
+class UnsupportedModel(BackboneError):
+    def __init__(self, model: str, module: str, reason: str) -> None:
+        super().__init__(model, module, reason)
+        self.model, self.module, self.reason = model, module, reason
+
+    def __str__(self) -> str:
+        return f"`{self.model}` is not supported: module `{self.module}` {self.reason}"
+
+
+class WeightsUnavailable(BackboneError):
+    def __init__(self, model: str, detail: str) -> None:
+        super().__init__(model, detail)
+        self.model, self.detail = model, detail
+
+    def __str__(self) -> str:
+        return f"no weights for `{self.model}`: {self.detail}"
+
+
+class WeightsInvalid(BackboneError):
+    def __init__(self, source: str, detail: str) -> None:
+        super().__init__(source, detail)
+        self.source, self.detail = source, detail
+
+    def __str__(self) -> str:
+        return f"the weights in {self.source} do not fit: {self.detail}"
+
+
+class ShapeMismatch(BackboneError):
+    def __init__(self, what: str, expected: str, got: str) -> None:
+        super().__init__(what, expected, got)
+        self.what, self.expected, self.got = what, expected, got
+
+    def __str__(self) -> str:
+        return f"{self.what}: expected shape {self.expected}, got {self.got}"
+
+
+class DeviceUnavailable(BackboneError):
+    def __init__(self, what: str, detail: str) -> None:
+        super().__init__(what, detail)
+        self.what, self.detail = what, detail
+
+    def __str__(self) -> str:
+        return f"{self.what} cannot be used here: {self.detail}"

@@ -1,0 +1,81 @@
+"""SSF as it is defined, for training and as the plain reference: γ ⊙ y + β behind every site's frozen op."""
+
+import copy
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from backbone.sites import Op, Site, SiteList
+
+INIT_STD = 0.02  # γ ~ N(1, 0.02), β ~ N(0, 0.02), as in the method's reference code
+
+
+class SiteVectors(nn.Module):
+    """γ and β [C] of one site."""
+
+    def __init__(self, site: Site, generator: torch.Generator | None) -> None:
+        super().__init__()
+        self._axis = site.axis
+        self.scale = nn.Parameter(1 + INIT_STD * torch.randn(site.width, generator=generator))
+        self.shift = nn.Parameter(INIT_STD * torch.randn(site.width, generator=generator))
+
+    def forward(self, y: Tensor) -> Tensor:
+        """Scale and shift y along the site's channel axis, in y's dtype."""
+        shape = (-1, *(1,) * (y.ndim - 2)) if self._axis == 1 else (-1,)
+        return y * self.scale.to(y.dtype).view(shape) + self.shift.to(y.dtype).view(shape)
+
+
+class TunedModel(nn.Module):
+    """A frozen backbone with trainable vectors at some of its sites.
+
+    Nothing of the backbone trains and it stays in eval mode: batch statistics do not move.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sites: SiteList,
+        *,
+        only: Iterable[str] | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """Copy the model and put vectors at the sites named in `only` (all if None)."""
+        super().__init__()
+        chosen = None if only is None else set(only)
+        self.sites = tuple(site for site in sites if chosen is None or site.name in chosen)
+        self.vectors = nn.ModuleList(SiteVectors(site, generator) for site in self.sites)
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        for site, vectors in zip(self.sites, self.vectors, strict=True):
+            hooked = self.model.get_submodule(_hook_path(site))
+            hooked.register_forward_hook(lambda _module, _args, y, vectors=vectors: vectors(y))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return pooled features [B, D] of normalised images [B, 3, H, W]."""
+        features: Tensor = self.model(images)
+        return features
+
+    def train(self, mode: bool = True) -> "TunedModel":  # noqa: FBT001, FBT002  # nn.Module's signature
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def scale(self) -> dict[str, Tensor]:
+        """Return γ [C] by site, detached."""
+        return {s.name: v.scale.detach().clone() for s, v in zip(self.sites, self.vectors, strict=True)}
+
+    def shift(self) -> dict[str, Tensor]:
+        """Return β [C] by site, detached."""
+        return {s.name: v.shift.detach().clone() for s, v in zip(self.sites, self.vectors, strict=True)}
+
+    @torch.no_grad()
+    def set_vectors(self, scale: Mapping[str, Tensor], shift: Mapping[str, Tensor]) -> None:
+        """Take an adapter's vectors; a site it does not name becomes the identity."""
+        for site, vectors in zip(self.sites, self.vectors, strict=True):
+            vectors.scale.copy_(scale.get(site.name, torch.ones(site.width)))
+            vectors.shift.copy_(shift.get(site.name, torch.zeros(site.width)))
+
+
+def _hook_path(site: Site) -> str:
+    # timm's BatchNormAct2d runs its activation inside; its `drop` (an Identity) stands just before that
+    return f"{site.name}.drop" if site.op is Op.BATCH_NORM else site.name
