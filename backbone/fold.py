@@ -33,7 +33,9 @@ class Fold:
         """Collect the constants of a model in eval mode."""
         pairs = [_own_affine(model.get_submodule(site.name), site) for site in sites]
         afters = [_layer_scale(model, site) for site in sites]
-        return cls(sites, torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs]), torch.cat(afters))
+        return cls(
+            sites, torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs]), torch.cat(afters)
+        )
 
     def row(self, scale: Mapping[str, Tensor], shift: Mapping[str, Tensor]) -> Tensor:
         """Fold an adapter.

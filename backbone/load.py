@@ -86,7 +86,7 @@ def load_backbone(name: str, *, source: str = "auto", input_size: int | None = N
 
 
 def _create(name: str, input_size: int | None) -> nn.Module:
-    if not timm.is_model(name.split(".")[0]):
+    if not timm.is_model(name.split(".", maxsplit=1)[0]):
         raise UnsupportedModel(name, name, "is not a timm model")
     sized = {} if input_size is None else {"img_size": input_size}
     try:
@@ -126,9 +126,11 @@ def _load_hub(model: nn.Module, name: str) -> str:
         timm.models.load_pretrained(model, num_classes=0)
     except BackboneError:
         raise
-    except Exception as error:  # noqa: BLE001  # hub, network and file errors share no base class
+    except Exception as error:  # hub, network and file errors share no base class
         raise WeightsUnavailable(name, f"the hub gave none ({type(error).__name__}); {WAYS_OUT}") from error
-    return "timm hub: " + str(model.pretrained_cfg.get("hf_hub_id") or model.pretrained_cfg.get("url") or name)
+    return "timm hub: " + str(
+        model.pretrained_cfg.get("hf_hub_id") or model.pretrained_cfg.get("url") or name
+    )
 
 
 def _load_random(model: nn.Module, source: str) -> str:
@@ -158,7 +160,11 @@ def _load_file(model: nn.Module, path: Path) -> str:
         state = timm.models.load_state_dict(str(path), weights_only=True)
     except Exception as error:
         raise WeightsInvalid(str(path), f"it cannot be read as a checkpoint ({error})") from error
-    _load_state(model, {k: v for k, v in state.items() if not k.startswith(("head.", "classifier.", "fc."))}, str(path))
+    _load_state(
+        model,
+        {k: v for k, v in state.items() if not k.startswith(("head.", "classifier.", "fc."))},
+        str(path),
+    )
     return str(path)
 
 

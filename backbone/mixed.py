@@ -12,7 +12,7 @@ import copy
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbone.sites import Op, Site, SiteList

@@ -70,7 +70,8 @@ def _read_dinov2_onnx(path: Path, _template: Mapping[str, Tensor]) -> dict[str, 
         if product is not None and product.op_type == "MatMul":
             tensors[bias.removesuffix("bias") + "weight"] = tensors[product.input[1]].T
     positions = sorted(
-        (t for name, t in tensors.items() if name.startswith("onnx::") and t.ndim == 3), key=lambda t: t.shape[1]
+        (t for name, t in tensors.items() if name.startswith("onnx::") and t.ndim == 3),
+        key=lambda t: t.shape[1],
     )
     return _dinov2_to_timm(tensors, torch.cat(positions, dim=1))
 

@@ -55,7 +55,7 @@ class TunedModel(nn.Module):
         features: Tensor = self.model(images)
         return features
 
-    def train(self, mode: bool = True) -> "TunedModel":  # noqa: FBT001, FBT002  # nn.Module's signature
+    def train(self, mode: bool = True) -> "TunedModel":  # nn.Module's signature
         super().train(mode)
         self.model.eval()
         return self

@@ -41,4 +41,6 @@ def _check_every_convolution_has_a_site(model: nn.Module, name: str, n_sites: in
         if isinstance(module, nn.Conv2d) and not set(path.split(".")) & set(FROZEN_AS_THEY_ARE)
     ]
     if len(convolutions) != n_sites:
-        raise UnsupportedModel(name, convolutions[0], f"and {len(convolutions) - 1} more for {n_sites} BatchNorms")
+        raise UnsupportedModel(
+            name, convolutions[0], f"and {len(convolutions) - 1} more for {n_sites} BatchNorms"
+        )
