@@ -1,0 +1,62 @@
+"""Which tasks, versions and aliases exist, and their bytes. Knows no tensors and loads no torch."""
+
+from registry.base import Added, Registry
+from registry.embedded import EmbeddedRegistry
+from registry.errors import (
+    AliasConflict,
+    AliasNotFound,
+    BlobCorrupt,
+    BlobNotFound,
+    CursorInvalid,
+    InvalidName,
+    KeyConflict,
+    KeyNotFound,
+    RegistryError,
+    RegistryUnavailable,
+    RegistryUrlInvalid,
+    TaskNotFound,
+    VersionInUse,
+    VersionNotFound,
+)
+from registry.models import (
+    PRODUCTION,
+    START,
+    AliasMove,
+    ApiKey,
+    Event,
+    EventKind,
+    Page,
+    Task,
+    Version,
+)
+from registry.open import open_registry
+
+__all__ = [
+    "PRODUCTION",
+    "START",
+    "Added",
+    "AliasConflict",
+    "AliasMove",
+    "AliasNotFound",
+    "ApiKey",
+    "BlobCorrupt",
+    "BlobNotFound",
+    "CursorInvalid",
+    "EmbeddedRegistry",
+    "Event",
+    "EventKind",
+    "InvalidName",
+    "KeyConflict",
+    "KeyNotFound",
+    "Page",
+    "Registry",
+    "RegistryError",
+    "RegistryUnavailable",
+    "RegistryUrlInvalid",
+    "Task",
+    "TaskNotFound",
+    "Version",
+    "VersionInUse",
+    "VersionNotFound",
+    "open_registry",
+]

@@ -18,8 +18,8 @@ class Registry(ABC):
     """Which tasks, versions and aliases exist, and their bytes.
 
     Safe for concurrent use by many processes. What a method has returned is durable. Every method raises
-    RegistryUnavailable, and nothing of the backend's own, when the backend does not answer; names are
-    checked first (InvalidName).
+    RegistryUnavailable, and nothing of the backend's own, when the backend does not answer or was closed;
+    names are checked first (InvalidName). A `limit` below 1 is a ValueError.
     """
 
     @abstractmethod
@@ -28,9 +28,10 @@ class Registry(ABC):
     ) -> Added:
         """Store an adapter file as the task's next version; create the task if needed.
 
-        Idempotent by digest within a task: the same bytes give the version they already have. The first
-        version of a task becomes `production`; a later one only with `promote`. Numbers are never reused,
-        not after a version nor after its whole task was deleted.
+        Idempotent by digest within a task: the same bytes give the version they already have, and mend
+        its stored bytes if those were lost or damaged. The first version of a task becomes `production`;
+        a later one, new or not, only with `promote`. Numbers are never reused, not after a version nor
+        after its whole task was deleted.
         """
 
     @abstractmethod
@@ -72,7 +73,7 @@ class Registry(ABC):
 
     @abstractmethod
     async def delete_task(self, task: str) -> None:
-        """Delete a task with its versions and aliases.
+        """Delete a task with its versions, its aliases and their history.
 
         Raises:
             TaskNotFound
@@ -83,6 +84,9 @@ class Registry(ABC):
         self, task: str, alias: str, version: int, *, expected: int | None = None, check: bool = False
     ) -> AliasMove:
         """Point an alias at a version.
+
+        Where it points there already, nothing moves: no history, no event, and the move that brought it
+        there is returned. So a call may be repeated.
 
         Args:
             task: The task.
@@ -100,7 +104,9 @@ class Registry(ABC):
     async def rollback_alias(self, task: str, alias: str) -> AliasMove:
         """Point an alias at what it named before its last `set`; repeated calls go further back.
 
-        Versions deleted meanwhile are passed over.
+        It works as undo does in an editor: after sets to 1, 2, 3 the calls lead to 2, then 1; a set to 4
+        after the first of them starts a new line, 1, 2, 4, and 3 is not reached again. Versions deleted
+        meanwhile are passed over.
 
         Raises:
             TaskNotFound
@@ -118,7 +124,7 @@ class Registry(ABC):
 
     @abstractmethod
     async def fetch(self, digest: str) -> bytes:
-        """Return an adapter file, verified against its digest.
+        """Return an adapter file that a version has, verified against its digest.
 
         Raises:
             BlobNotFound
@@ -127,11 +133,20 @@ class Registry(ABC):
 
     @abstractmethod
     async def cursor(self) -> str:
-        """Return the cursor of the latest event; read it before a full listing, then follow from it."""
+        """Return the cursor of the latest event, START before the first.
+
+        To mirror the registry, read this before a full listing, then follow from it.
+        """
 
     @abstractmethod
     async def events(self, after: str, *, limit: int = 1000) -> tuple[Event, ...]:
-        """Return events behind a cursor, in order, none lost (at least once)."""
+        """Return events behind a cursor, in order, none lost (at least once).
+
+        Each change and its events appear together. A deleted task gives one event, its versions none.
+
+        Raises:
+            CursorInvalid: If it was not given out by this registry, as after a restore from a backup.
+        """
 
     @abstractmethod
     async def add_key(self, key: ApiKey) -> None:

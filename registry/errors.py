@@ -11,6 +11,8 @@ RegistryError
 ├── VersionInUse           an alias still points to the version
 ├── KeyConflict            an API key of this name exists
 ├── KeyNotFound            no API key of this name
+├── CursorInvalid          not a cursor of this registry: list everything again
+├── RegistryUrlInvalid     no backend for this URL
 └── RegistryUnavailable    the backend does not answer; the caller may retry
 """
 
@@ -111,6 +113,26 @@ class KeyNotFound(RegistryError):
 
     def __str__(self) -> str:
         return f"there is no API key named `{self.name}`"
+
+
+class CursorInvalid(RegistryError):
+    def __init__(self, cursor: str) -> None:
+        super().__init__(cursor)
+        self.cursor = cursor
+
+    def __str__(self) -> str:
+        return f"{self.cursor[:80]!r} is not a cursor of this registry; list everything again"
+
+
+class RegistryUrlInvalid(RegistryError, ValueError):
+    """Holds no more of the URL than its scheme: the rest may carry a password."""
+
+    def __init__(self, scheme: str, detail: str) -> None:
+        super().__init__(scheme, detail)
+        self.scheme, self.detail = scheme, detail
+
+    def __str__(self) -> str:
+        return f"registry URL `{self.scheme}…`: {self.detail}"
 
 
 class RegistryUnavailable(RegistryError):

@@ -11,6 +11,8 @@ from registry.errors import InvalidName
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 PRODUCTION = "production"
+START = "0"  # the cursor before the first event, in every backend
+MAX_LIMIT = 2**31
 
 T = TypeVar("T")
 
@@ -101,3 +103,14 @@ def check_name(what: str, name: str) -> str:
     if _NAME.fullmatch(name) is None:
         raise InvalidName(what, name)
     return name
+
+
+def check_limit(limit: int) -> int:
+    """Return `limit`, or the largest that every backend takes.
+
+    Raises:
+        ValueError: If it is not positive; callers check what clients ask for.
+    """
+    if limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
+    return min(limit, MAX_LIMIT)

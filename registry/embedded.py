@@ -1,0 +1,206 @@
+"""Registry in one directory: a SQLite file for what exists, and a directory for the bytes. The default.
+
+    registry.sqlite3 (-wal, -shm)   the tables of schema.sql
+    registry.lock                   orders the processes that create the file
+    blobs/<sha256>                  adapter files; a file is shared by all versions with these bytes
+    blobs/incoming                  the file being written
+
+Tables: `numbers` (last number given out, by task; outlives the task), `tasks`, `versions` (unique by task
+and number, and by task and digest), `aliases` (foreign key to a version, so that none can dangle), `moves`
+(history of the aliases; `undo` links each move to the one that a rollback leads to), `events` (AUTOINCREMENT:
+one writer at a time makes the order of ids the order of commits, so a reader that has seen id n has seen
+everything before it), `keys`.
+
+Why it is atomic. Every change is one transaction with its events in it, begun with BEGIN IMMEDIATE: SQLite
+lets one writer in among all threads and processes, and readers see the state before or after it and wait
+for nobody (WAL). `synchronous=FULL` syncs the log before COMMIT returns. The blob directory changes only
+under the same write lock: an upload writes `incoming`, syncs it, renames it, syncs the directory and only
+then inserts its row and commits, so there is no row without bytes. A delete commits first and then, in a
+second transaction, removes the bytes if still no row has them: so it cannot take away what another process
+has just uploaded. A crash can leave only bytes without a row; they harm nothing, and `reclaim` removes them.
+The lock dies with its process.
+
+Cost: an upload holds the write lock while its bytes are synced. The directory must be on a local disk:
+SQLite's WAL mode does not work over network file systems.
+"""
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from adapters.manifest import Manifest
+from registry import changes, records
+from registry.base import Added, Registry
+from registry.blobs import BlobStore, is_digest, sha256
+from registry.changes import Expectation, Upload
+from registry.database import Database
+from registry.errors import BlobNotFound, RegistryUnavailable
+from registry.models import AliasMove, ApiKey, Event, Page, Task, Version, check_limit, check_name
+
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+
+class EmbeddedRegistry(Registry):
+    """Touches nothing on disk, and starts no thread, before the first call.
+
+    Args:
+        directory: Created if missing.
+        busy_seconds: How long a write waits for the writes of other processes before RegistryUnavailable.
+        readers: How many reads, blobs included, may run at a time in this process.
+    """
+
+    def __init__(self, directory: Path, *, busy_seconds: float = 30.0, readers: int = 4) -> None:
+        self._database = Database(directory / "registry.sqlite3", busy_seconds=busy_seconds)
+        self._blobs = BlobStore(directory / "blobs")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="registry-write")
+        self._readers = ThreadPoolExecutor(readers, thread_name_prefix="registry-read")
+        self._closed = False
+
+    async def add_version(
+        self, task: str, data: bytes, manifest: Manifest, *, promote: bool = False
+    ) -> Added:
+        check_name("task", task)
+        digest = await self._run(self._readers, lambda: sha256(data))
+        upload = Upload(task, data, digest, manifest)
+        return await self._run(self._writer, lambda: self._add_version(upload, promote))
+
+    async def get_version(self, task: str, version: int) -> Version:
+        check_name("task", task)
+        return await self._read(lambda db: records.get_version(db, task, version))
+
+    async def get_task(self, task: str) -> Task:
+        check_name("task", task)
+        return await self._read(lambda db: records.get_task(db, task))
+
+    async def list_tasks(self, *, after: str | None = None, limit: int = 100) -> Page[Task]:
+        if after is not None:
+            check_name("task", after)
+        limit = check_limit(limit)
+        return await self._read(lambda db: records.list_tasks(db, after, limit))
+
+    async def list_versions(self, task: str, *, after: int = 0, limit: int = 100) -> tuple[Version, ...]:
+        check_name("task", task)
+        limit = check_limit(limit)
+        return await self._read(lambda db: records.list_versions(db, task, after, limit))
+
+    async def delete_version(self, task: str, version: int) -> None:
+        check_name("task", task)
+        await self._delete(lambda db: changes.delete_version(db, task, version))
+
+    async def delete_task(self, task: str) -> None:
+        check_name("task", task)
+        await self._delete(lambda db: changes.delete_task(db, task))
+
+    async def set_alias(
+        self, task: str, alias: str, version: int, *, expected: int | None = None, check: bool = False
+    ) -> AliasMove:
+        check_name("task", task)
+        check_name("alias", alias)
+        expectation = Expectation(expected) if check else None
+        return await self._write(lambda db: changes.set_alias(db, task, alias, version, expectation))
+
+    async def rollback_alias(self, task: str, alias: str) -> AliasMove:
+        check_name("task", task)
+        check_name("alias", alias)
+        return await self._write(lambda db: changes.rollback_alias(db, task, alias))
+
+    async def alias_history(self, task: str, alias: str, *, limit: int = 100) -> tuple[AliasMove, ...]:
+        check_name("task", task)
+        check_name("alias", alias)
+        limit = check_limit(limit)
+        return await self._read(lambda db: records.alias_history(db, task, alias, limit))
+
+    async def fetch(self, digest: str) -> bytes:
+        return await self._read(lambda db: self._fetch(db, digest))
+
+    async def cursor(self) -> str:
+        return await self._read(lambda db: str(records.last_event(db)))
+
+    async def events(self, after: str, *, limit: int = 1000) -> tuple[Event, ...]:
+        limit = check_limit(limit)
+        return await self._read(lambda db: records.events(db, after, limit))
+
+    async def add_key(self, key: ApiKey) -> None:
+        check_name("key", key.name)
+        await self._write(lambda db: changes.add_key(db, key))
+
+    async def list_keys(self) -> tuple[ApiKey, ...]:
+        return await self._read(records.list_keys)
+
+    async def delete_key(self, name: str) -> None:
+        check_name("key", name)
+        await self._write(lambda db: changes.delete_key(db, name))
+
+    async def reclaim(self) -> int:
+        """Remove bytes that crashes have left without a version; return how many.
+
+        Lists the whole blob directory under the write lock.
+        """
+        return await self._write(lambda db: self._blobs.sweep(partial(records.is_used, db)))
+
+    async def close(self) -> None:
+        """Wait for the calls that have begun, then release files and threads."""
+        if not self._closed:
+            self._closed = True
+            await asyncio.to_thread(self._shut_down)
+
+    async def _read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        def job() -> T:
+            with self._database.reading() as db:
+                return work(db)
+
+        return await self._run(self._readers, job)
+
+    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        def job() -> T:
+            with self._database.writing() as db:
+                return work(db)
+
+        return await self._run(self._writer, job)
+
+    async def _delete(self, work: Callable[[sqlite3.Connection], list[str]]) -> None:
+        def job() -> None:
+            with self._database.writing() as db:
+                digests = work(db)
+            self._remove_unused(digests)
+
+        await self._run(self._writer, job)
+
+    async def _run(self, executor: Executor, job: Callable[[], T]) -> T:
+        if self._closed:
+            raise RegistryUnavailable("embedded", "it was closed")
+        return await asyncio.get_running_loop().run_in_executor(executor, job)
+
+    def _add_version(self, upload: Upload, promote: bool) -> Added:
+        try:
+            with self._database.writing() as db:
+                return changes.add_version(db, self._blobs, upload, promote)
+        except Exception:
+            self._remove_unused([upload.digest])
+            raise
+
+    def _remove_unused(self, digests: list[str]) -> None:
+        """Free space if that is possible now; what counts has been decided before."""
+        try:
+            with self._database.writing() as db:
+                changes.remove_unused(db, self._blobs, digests)
+        except RegistryUnavailable as error:
+            _log.warning("unused bytes stay until they are reclaimed: %s", error)
+
+    def _fetch(self, db: sqlite3.Connection, digest: str) -> bytes:
+        # what a crash left without a version does not exist
+        if not (is_digest(digest) and records.is_used(db, digest)):
+            raise BlobNotFound(digest)
+        return self._blobs.read(digest)
+
+    def _shut_down(self) -> None:
+        self._writer.shutdown()
+        self._readers.shutdown()
+        self._database.close()
