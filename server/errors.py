@@ -8,13 +8,16 @@ ServerError
 ├── AdapterUnavailable    the adapter of a known version cannot be loaded now
 ├── PinLimit              no more adapters may be pinned
 ├── EngineBroken          the engine can no longer answer
+├── OutputInvalid         an adapter gave logits that are not finite
 ├── SettingsInvalid       the settings cannot be used; `str` names the setting and the reason
 ├── ImageInvalid          the bytes are not an image we can decode
 ├── ImageTooLarge         too many pixels or frames
 ├── ImageTypeUnsupported  an image type we do not take
 ├── BodyTooLarge          the request's body is too large
+├── BodyTooSlow           the request's body did not arrive in time
 ├── BatchTooLarge         too many images or tasks in one request
 ├── RequestInvalid        the request is malformed
+├── ValueInvalid          the request is well formed, but a value in it is out of range
 ├── Unauthorized          no key, or a wrong one
 └── Forbidden             the key does not allow this
 """
@@ -75,6 +78,15 @@ class EngineBroken(ServerError):
         return f"the engine cannot answer: {self.detail}"
 
 
+class OutputInvalid(ServerError):
+    def __init__(self, task: str, version: int) -> None:
+        super().__init__(task, version)
+        self.task, self.version = task, version
+
+    def __str__(self) -> str:
+        return f"version {self.version} of task `{self.task}` gave logits that are not finite"
+
+
 class SettingsInvalid(ServerError):
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -120,6 +132,15 @@ class BodyTooLarge(ServerError):
         return f"the request's body is larger than {self.limit} bytes"
 
 
+class BodyTooSlow(ServerError):
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return f"the request's body did not arrive within {self.seconds:g} s"
+
+
 class BatchTooLarge(ServerError):
     def __init__(self, what: str, limit: int) -> None:
         super().__init__(what, limit)
@@ -136,6 +157,15 @@ class RequestInvalid(ServerError):
 
     def __str__(self) -> str:
         return self.detail
+
+
+class ValueInvalid(ServerError):
+    def __init__(self, where: str, detail: str) -> None:
+        super().__init__(where, detail)
+        self.where, self.detail = where, detail
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.detail}"
 
 
 class Unauthorized(ServerError):

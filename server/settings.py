@@ -1,0 +1,242 @@
+"""Every setting of the server: read once, at start, from the environment and an optional file.
+
+This is the only module that reads the environment. `docs/configuration.md` is made from it.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from server.errors import SettingsInvalid
+
+PREFIX = "SSFSERVE_"
+CONFIG_VARIABLE = f"{PREFIX}CONFIG"
+SECRET = frozenset({"registry"})  # a URL may hold a password: never repeat its value
+
+KIB, MIB, GIB = 2**10, 2**20, 2**30
+
+Bytes = Annotated[ByteSize, Field(ge=KIB)]
+Milliseconds = Annotated[int, Field(ge=1, le=3_600_000)]
+Threads = Annotated[int, Field(ge=0, le=1024)]
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", validate_default=True
+    )
+
+    host: Annotated[str, Field(min_length=1, description="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535, description="Port to listen on.")] = 8000
+    allow_unauthenticated: Annotated[
+        bool, Field(description="Listen beyond loopback although no API key exists.")
+    ] = False
+    replicas: Annotated[int, Field(ge=1, le=256, description="Engines, each in its own process.")] = 1
+
+    backbone: Annotated[str, Field(min_length=1, description="timm model name.")] = "vit_small_patch14_dinov2"
+    backbone_source: Annotated[
+        str,
+        Field(
+            description="Where its weights come from: `hub`, `offline` (installed packages), `auto` (offline "
+            "where a package has them, else the hub), or the path of a checkpoint."
+        ),
+    ] = "auto"
+    input_size: Annotated[
+        int, Field(ge=32, le=4096, description="Height and width in pixels of what the backbone sees.")
+    ] = 224
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float32"],
+        Field(description="Arithmetic of the backbone; `auto`: bfloat16 where the device has it."),
+    ] = "auto"
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], Field(description="`auto`: the GPU if there is one.")
+    ] = "auto"
+    threads: Annotated[Threads, Field(description="Threads of one forward on the CPU; 0: one per core.")] = 0
+    decode_threads: Annotated[Threads, Field(description="Threads that decode images; 0: one per core.")] = 0
+
+    data_dir: Annotated[Path, Field(description="State of the embedded registry, and the disk cache.")] = (
+        Path("data")
+    )
+    registry: Annotated[
+        str,
+        Field(
+            pattern=r"^(embedded:|rediss?://)",
+            description="`embedded:` (SQLite in the data directory) or `redis://…`.",
+        ),
+    ] = "embedded:"
+    registry_poll_ms: Annotated[Milliseconds, Field(description="How often changes are looked for.")] = 200
+    seed_dir: Annotated[
+        Path | None,
+        Field(
+            description="Adapters `<task>.safetensors` to register at start where the task does not exist."
+        ),
+    ] = None
+
+    slots: Annotated[int, Field(ge=1, le=65536, description="Adapters on the device at a time.")] = 64
+    max_pinned: Annotated[
+        int | None, Field(ge=0, description="Adapters that may be pinned; by default half of the slots.")
+    ] = None
+    host_cache_bytes: Annotated[Bytes, Field(description="Host memory for folded adapters.")] = ByteSize(GIB)
+    disk_cache_bytes: Annotated[
+        Bytes, Field(description="Disk space for adapter files fetched from the registry.")
+    ] = ByteSize(8 * GIB)
+
+    max_batch: Annotated[int, Field(ge=1, le=1024, description="Images in one forward.")] = 16
+    max_queue: Annotated[int, Field(ge=1, description="Images that may wait; the next gets 429.")] = 1024
+    max_queue_per_task: Annotated[
+        int, Field(ge=1, description="Images of one task that may wait; the next gets 429.")
+    ] = 256
+    request_timeout_ms: Annotated[
+        Milliseconds, Field(description="Longest time for an answer; a client may ask for less.")
+    ] = 30_000
+    body_timeout_ms: Annotated[
+        Milliseconds, Field(description="Longest time for a client to send its body.")
+    ] = 30_000
+    drain_timeout_ms: Annotated[
+        Milliseconds, Field(description="Longest time to finish accepted requests at shutdown.")
+    ] = 30_000
+
+    max_body_bytes: Annotated[Bytes, Field(description="Largest body of a prediction.")] = ByteSize(32 * MIB)
+    max_adapter_bytes: Annotated[Bytes, Field(description="Largest adapter file.")] = ByteSize(64 * MIB)
+    max_pixels: Annotated[
+        int, Field(ge=1, description="Largest image in pixels, checked before decoding.")
+    ] = 64_000_000
+    max_images_per_request: Annotated[int, Field(ge=1, le=4096, description="Images in `/v1/predict`.")] = 64
+    max_rows_per_request: Annotated[
+        int, Field(ge=1, le=65536, description="Pairs of image and task in `/v1/predict`.")
+    ] = 256
+
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Field(description="Least level that is logged.")
+    ] = "info"
+    log_format: Annotated[Literal["json", "text"], Field(description="One line per record, either way.")] = (
+        "json"
+    )
+    access_log: Annotated[bool, Field(description="Log one line per request.")] = True
+    metrics_tasks: Annotated[
+        int, Field(ge=0, le=10_000, description="Tasks that metrics name; the rest count as `other`.")
+    ] = 100
+
+    @property
+    def pin_limit(self) -> int:
+        return self.slots // 2 if self.max_pinned is None else self.max_pinned
+
+    @property
+    def is_loopback(self) -> bool:
+        """True where only this machine can connect. Names other than `localhost` are not looked up."""
+        try:
+            return ip_address(self.host.strip("[]")).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    @field_validator("backbone_source")
+    @classmethod
+    def _source_is_known(cls, value: str) -> str:
+        if value not in {"auto", "hub", "offline"} and not Path(value).is_file():
+            raise ValueError("is neither auto, hub, offline nor a file that exists")
+        return value
+
+    @field_validator("seed_dir")
+    @classmethod
+    def _seed_dir_exists(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_dir():
+            raise ValueError("is not a directory")
+        return value
+
+    @model_validator(mode="after")
+    def _pins_leave_a_slot(self) -> Self:
+        if self.pin_limit >= max(self.slots, 2):
+            raise ValueError(
+                f"{PREFIX}MAX_PINNED must be less than {PREFIX}SLOTS, or nothing else can be loaded"
+            )
+        return self
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings
+
+    @classmethod
+    def load(cls, overrides: Mapping[str, Any] | None = None) -> Self:
+        """Read the settings: `overrides` win over the environment, which wins over the file.
+
+        Raises:
+            SettingsInvalid: Naming each unknown or invalid setting and the reason.
+        """
+        given = dict(overrides or {})
+        set_here = {
+            name.upper().removeprefix(PREFIX).lower()
+            for name, value in os.environ.items()
+            if name.upper().startswith(PREFIX) and value
+        }
+        _refuse_unknown("environment", set_here - {"config"}, cls.model_fields)
+        from_file = _read_file(os.environ.get(CONFIG_VARIABLE))
+        _refuse_unknown(os.environ.get(CONFIG_VARIABLE, "file"), from_file, cls.model_fields)
+        below = {name: value for name, value in from_file.items() if name not in set_here}
+        try:
+            return cls(**{**below, **given})
+        except ValidationError as error:
+            raise SettingsInvalid(_explain(error)) from None
+
+
+def check_exposure(settings: Settings, *, has_keys: bool) -> None:
+    """Refuse to offer the server to a network without keys, unless told so.
+
+    Raises:
+        SettingsInvalid: With the three ways out.
+    """
+    if settings.is_loopback or has_keys or settings.allow_unauthenticated:
+        return
+    raise SettingsInvalid(
+        f"{PREFIX}HOST: {settings.host} can be reached from other machines and no API key exists; make one "
+        f"with `ssfserve keys add`, listen on 127.0.0.1, or set {PREFIX}ALLOW_UNAUTHENTICATED=true"
+    )
+
+
+def _read_file(name: str | None) -> dict[str, Any]:
+    if name is None:
+        return {}
+    path = Path(name)
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, yaml.YAMLError) as error:
+        raise SettingsInvalid(f"{CONFIG_VARIABLE}: {path} cannot be read: {error}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise SettingsInvalid(f"{CONFIG_VARIABLE}: {path} must hold names and values")
+    return content
+
+
+def _refuse_unknown(where: str, names: set[str] | dict[str, Any], known: Mapping[str, Any]) -> None:
+    unknown = sorted(name for name in names if name not in known)
+    if unknown:
+        listed = ", ".join(f"{PREFIX}{name.upper()}" if where == "environment" else name for name in unknown)
+        raise SettingsInvalid(f"unknown settings in {where}: {listed}")
+
+
+def _explain(error: ValidationError) -> str:
+    return "; ".join(
+        _explain_one(str(item["loc"][0]) if item["loc"] else "", item) for item in error.errors()
+    )
+
+
+def _explain_one(name: str, item: Mapping[str, Any]) -> str:
+    reason = str(item["msg"]).removeprefix("Value error, ")
+    if not name:
+        return reason
+    got = "" if name in SECRET else f" (got {str(item['input'])[:80]!r})"
+    return f"{PREFIX}{name.upper()}: {reason}{got}"
