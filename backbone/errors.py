@@ -4,6 +4,7 @@ BackboneError
 ├── UnsupportedModel      a module of the model stands in the way; it is named
 ├── WeightsUnavailable    the weights cannot be had; `str` names the ways out
 ├── WeightsInvalid        a checkpoint does not fit the model
+├── PixelsUnsupported     an image's pixel format has no known range
 ├── ShapeMismatch         a tensor has the wrong shape: our bug
 └── DeviceUnavailable     the asked-for device or dtype is not to be had here
 """
@@ -38,6 +39,15 @@ class WeightsInvalid(BackboneError):
 
     def __str__(self) -> str:
         return f"the weights in {self.source} do not fit: {self.detail}"
+
+
+class PixelsUnsupported(BackboneError):
+    def __init__(self, mode: str) -> None:
+        super().__init__(mode)
+        self.mode = mode
+
+    def __str__(self) -> str:
+        return f"pixels of format {self.mode} have no known range; use 8-bit pixels, or 16-bit grey"
 
 
 class ShapeMismatch(BackboneError):
