@@ -23,6 +23,8 @@ _PROBLEMS = {
     sqlite3.SQLITE_CORRUPT: "it is damaged; restore it from a backup",
     sqlite3.SQLITE_NOTADB: "it is damaged or no registry; restore it from a backup",
 }
+# after these the same connection can go on once the cause is gone
+_PASSING = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 
 
 class Database:
@@ -67,12 +69,12 @@ class Database:
                 raise
 
     def _give_up(self, db: sqlite3.Connection, error: BaseException) -> None:
-        """Undo; and begin with a new connection after an error that this one may not outlive."""
+        """Undo; and begin with a new connection after an error that may lie in this one."""
         try:
             if db.in_transaction:
                 db.execute("ROLLBACK")
         finally:
-            if isinstance(error, sqlite3.Error) and _code(error) != sqlite3.SQLITE_BUSY:
+            if isinstance(error, sqlite3.Error) and _code(error) not in _PASSING:
                 self._local.db = None
                 self._connections.discard(db)
                 db.close()

@@ -57,6 +57,7 @@ class EmbeddedRegistry(Registry):
     """
 
     def __init__(self, directory: Path, *, busy_seconds: float = 30.0, readers: int = 4) -> None:
+        self.directory = directory
         self._database = Database(directory / "registry.sqlite3", busy_seconds=busy_seconds)
         self._blobs = BlobStore(directory / "blobs")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="registry-write")

@@ -1,0 +1,66 @@
+"""The registry backends under test, and work on them that other processes can be asked to do."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from registry import AliasConflict, EmbeddedRegistry, Event, Registry
+from tests.builders import make_blob, make_manifest
+
+BACKENDS: dict[str, Callable[[Path], Registry]] = {
+    "embedded": EmbeddedRegistry,
+}
+
+
+def in_process(name: str, place: Path, work: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+    """Run `work(registry, *args)` with a registry of this process' own."""
+
+    async def main() -> Any:
+        registry = BACKENDS[name](place)
+        try:
+            return await work(registry, *args)
+        finally:
+            await registry.close()
+
+    return asyncio.run(main())
+
+
+async def add(registry: Registry, task: str, *seeds: int) -> list[int]:
+    """Add blobs one by one; return their version numbers."""
+    return [number for number, _ in await add_blobs(registry, task, seeds)]
+
+
+async def add_blobs(registry: Registry, task: str, seeds: Iterable[int]) -> list[tuple[int, bool]]:
+    """Add blobs one by one; return their version numbers, and whether this call made them."""
+    added = [await registry.add_version(task, make_blob(seed), make_manifest()) for seed in seeds]
+    return [(item.version.version, item.created) for item in added]
+
+
+async def production(registry: Registry, task: str = "pets") -> int:
+    return (await registry.get_task(task)).aliases["production"]
+
+
+async def add_and_delete(registry: Registry, task: str, rounds: int) -> None:
+    """Fight over the same bytes: every process adds them and takes them away, under its own task."""
+    for _ in range(rounds):
+        added = await registry.add_version(task, make_blob(0), make_manifest())
+        assert await registry.fetch(added.version.digest) == make_blob(0)
+        await registry.delete_task(task)
+
+
+async def try_alias(registry: Registry, task: str, version: int, expected: int) -> bool:
+    """Return whether the compare-and-set won."""
+    try:
+        await registry.set_alias(task, "production", version, expected=expected, check=True)
+    except AliasConflict:
+        return False
+    return True
+
+
+async def follow(registry: Registry, cursor: str, count: int) -> list[Event]:
+    """Read events in small bites until there are `count`; the test's timeout bounds it."""
+    seen: list[Event] = []
+    while len(seen) < count:
+        seen += await registry.events(seen[-1].cursor if seen else cursor, limit=3)
+    return seen
