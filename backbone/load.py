@@ -19,7 +19,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from backbone.errors import BackboneError, UnsupportedModel, WeightsInvalid, WeightsUnavailable
-from backbone.families import find_sites
+from backbone.families import Family, find_sites
 from backbone.fingerprint import fingerprint
 from backbone.fold import Fold
 from backbone.offline import PACKAGES, read_offline
@@ -40,7 +40,7 @@ class Backbone:
 
     name: str
     source: str
-    family: str
+    family: Family
     model: nn.Module
     sites: SiteList
     fold: Fold
@@ -146,7 +146,7 @@ def _load_random(model: nn.Module, source: str) -> str:
 
 
 def _plausible(tensor: Tensor, noise: Tensor) -> Tensor:
-    """Keep activations of order one: small noise around what timm initialises vectors to, fan-in for matrices."""
+    """Keep activations of order one: scale matrices by fan-in, move vectors a little."""
     if tensor.ndim < 2:
         return tensor + 0.02 * noise
     fan_in = tensor[0].numel()

@@ -52,7 +52,7 @@ def read_offline(model: str, template: Mapping[str, Tensor]) -> tuple[dict[str, 
 def _read_dinov2_onnx(path: Path, _template: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Translate HF Dinov2 names to timm's.
 
-    Linear weights are anonymous initialisers, transposed; each is found through the Add that carries its bias.
+    Linear weights are anonymous initialisers, transposed; each is found through the Add with its bias.
     """
     try:
         import onnx
@@ -69,11 +69,9 @@ def _read_dinov2_onnx(path: Path, _template: Mapping[str, Tensor]) -> dict[str, 
         product = made_by.get(next(name for name in node.input if name != bias))
         if product is not None and product.op_type == "MatMul":
             tensors[bias.removesuffix("bias") + "weight"] = tensors[product.input[1]].T
-    positions = sorted(
-        (t for name, t in tensors.items() if name.startswith("onnx::") and t.ndim == 3),
-        key=lambda t: t.shape[1],
-    )
-    return _dinov2_to_timm(tensors, torch.cat(positions, dim=1))
+    tables = [t for name, t in tensors.items() if name.startswith("onnx::") and t.ndim == 3]
+    tables.sort(key=lambda table: table.shape[1])  # the class token's, then the patches'
+    return _dinov2_to_timm(tensors, torch.cat(tables, dim=1))
 
 
 def _dinov2_to_timm(tensors: Mapping[str, Tensor], pos_embed: Tensor) -> dict[str, Tensor]:
@@ -102,7 +100,7 @@ def _dinov2_to_timm(tensors: Mapping[str, Tensor], pos_embed: Tensor) -> dict[st
 
 def _read_in_order(path: Path, template: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Match a file of plain tensors to the model's entries by order; shapes must agree one by one."""
-    stored = [t for t in torch.load(path, map_location="cpu", weights_only=True).values()]
+    stored = list(torch.load(path, map_location="cpu", weights_only=True).values())
     headless = stored[: len(template)]
     for (name, wanted), found in zip(template.items(), headless, strict=True):
         if wanted.shape != found.shape:
