@@ -1,5 +1,6 @@
 """Every sentence of registry/base.py, over every backend; aliases and processes have files of their own."""
 
+import random
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from registry import (
 )
 from tests.builders import make_blob, make_manifest
 from tests.contract.backends import add, production
+from tests.contract.model import Model, assert_agrees, changes_since, perform
 
 HUGE = 10**30
 
@@ -312,3 +314,14 @@ async def test_nothing_works_after_close(registry: Registry) -> None:
     for call in (registry.get_task("pets"), registry.add_key(make_key()), registry.cursor()):
         with pytest.raises(RegistryUnavailable, match="closed"):
             await call
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_random_histories_agree_with_the_model(registry: Registry, seed: int) -> None:
+    reference, rng, expected = Model(), random.Random(seed), []
+    for _ in range(120):
+        operation = reference.propose(rng)
+        await perform(registry, operation)
+        expected += reference.apply(operation)
+    assert await changes_since(registry, START) == expected
+    await assert_agrees(registry, reference)
