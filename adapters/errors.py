@@ -1,12 +1,32 @@
 """Errors raised by `adapters`.
 
 AdapterError
-├── AdapterFileInvalid       the bytes are not an adapter file; `reason` is a short code
+├── AdapterFileInvalid       the bytes are not an adapter file; `reason` is a code
 ├── ManifestInvalid          the manifest inside the file breaks a rule
 ├── AdapterIncompatible      a good adapter for another backbone or preprocessing
 ├── ProbeMismatch            the adapter computes other logits here than where it was trained
+├── NotMergeable             no plain model computes what the adapter does
 └── DataInvalid              a training or evaluation data set cannot be used
 """
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why bytes are not an adapter file."""
+
+    TRUNCATED = "truncated"
+    HEADER_TOO_LARGE = "header_too_large"
+    HEADER = "header"
+    DUPLICATE_KEY = "duplicate_key"
+    METADATA = "metadata"
+    TENSOR_UNKNOWN = "tensor_unknown"
+    TENSOR_MISSING = "tensor_missing"
+    SHAPE = "shape"
+    LABELS = "labels"
+    DTYPE = "dtype"
+    LAYOUT = "layout"
+    NOT_FINITE = "not_finite"
 
 
 class AdapterError(Exception):
@@ -50,6 +70,15 @@ class ProbeMismatch(AdapterError):
             f"the adapter's probe logits differ by {self.difference:.3g} (allowed {self.tolerance:.3g}): "
             "backbone, preprocessing or arithmetic are not those of its training"
         )
+
+
+class NotMergeable(AdapterError):
+    def __init__(self, site: str, detail: str) -> None:
+        super().__init__(site, detail)
+        self.site, self.detail = site, detail
+
+    def __str__(self) -> str:
+        return f"the adapter cannot be merged into plain weights: site {self.site} {self.detail}"
 
 
 class DataInvalid(AdapterError):

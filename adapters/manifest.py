@@ -1,9 +1,11 @@
 """What an adapter is, without its tensors. This module loads no torch."""
 
+import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from adapters import strict_json
 from adapters.errors import ManifestInvalid
 
 MAX_CLASSES = 100_000
@@ -48,6 +50,11 @@ class Preprocessing(_Frozen):
             raise ValueError("std must be positive")
         return self
 
+    @classmethod
+    def of(cls, spec: Any) -> Self:
+        """Return the preprocessing with the attributes of a `backbone.preprocess.ImageSpec`."""
+        return cls.model_validate(spec, from_attributes=True)
+
 
 class Training(_Frozen):
     """How the adapter came to be. Free-form values are JSON scalars, lists or objects."""
@@ -57,12 +64,17 @@ class Training(_Frozen):
     train_images: Annotated[int, Field(ge=0)]
     val_images: Annotated[int, Field(ge=0)]
     seed: int
-    recipe: dict[str, Any]
+    recipe: dict[str, JsonValue]
     metrics: dict[str, Finite]
     packages: dict[str, str]
     command: str | None = None
     started: str | None = None
     seconds: Finite | None = None
+
+    @model_validator(mode="after")
+    def _recipe_is_json(self) -> Self:
+        json.dumps(self.recipe, allow_nan=False)
+        return self
 
 
 class Probe(_Frozen):
@@ -102,20 +114,25 @@ class Manifest(_Frozen):
         return self
 
     def to_json(self) -> str:
-        return self.model_dump_json(exclude_none=True)
+        """Return canonical JSON: equal manifests give equal text, and `from_json` gives an equal manifest."""
+        return json.dumps(
+            self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), allow_nan=False
+        )
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Self:
-        """Parse strictly.
+        """Parse strictly: no key twice, no number written as text.
 
         Raises:
             ManifestInvalid: If the text is not JSON or breaks a rule; the message names the field.
         """
         try:
-            return cls.model_validate_json(text, strict=False)
+            data = text.encode() if isinstance(text, str) else text
+            strict_json.loads(data)
+            return cls.model_validate_json(data, strict=True)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"]) or "manifest"
-            raise ManifestInvalid(f"{where}: {first['msg']}") from error
-        except (ValueError, RecursionError) as error:
-            raise ManifestInvalid("it cannot be read as JSON") from error
+            raise ManifestInvalid(f"{where[:120]}: {first['msg'][:200]}") from error
+        except ValueError as error:
+            raise ManifestInvalid(f"it cannot be read as JSON: {error}") from error

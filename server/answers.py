@@ -31,6 +31,7 @@ ANSWERS: Mapping[type[Exception], Answer] = {
     adapters.ManifestInvalid: Answer(422, "manifest_invalid"),
     adapters.AdapterIncompatible: Answer(422, "adapter_incompatible"),
     adapters.ProbeMismatch: Answer(422, "probe_mismatch"),
+    adapters.NotMergeable: INTERNAL,
     adapters.DataInvalid: INTERNAL,
     registry.InvalidName: Answer(422, "invalid_name"),
     registry.TaskNotFound: Answer(404, "task_not_found"),

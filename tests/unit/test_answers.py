@@ -14,6 +14,7 @@ EXAMPLES: list[Exception] = [
     adapters.ManifestInvalid("labels: secret"),
     adapters.AdapterIncompatible("fingerprint", "aa", "secret"),
     adapters.ProbeMismatch(1.0, 0.1),
+    adapters.NotMergeable("norm", "secret"),
     adapters.DataInvalid("/data/secret", "empty"),
     registry.InvalidName("task", "Secret!"),
     registry.TaskNotFound("pets"),
