@@ -60,6 +60,7 @@ ANSWERS: Mapping[type[Exception], Answer] = {
     server.PinLimit: Answer(409, "pin_limit"),
     server.EngineBroken: Answer(500, "engine_broken", "the engine cannot answer"),
     server.OutputInvalid: Answer(500, "output_invalid", "the adapter gave logits that are not finite"),
+    server.ComputeFailed: Answer(500, "compute_failed", "the forward failed for this image and adapter"),
     server.SettingsInvalid: INTERNAL,
     server.ImageInvalid: Answer(422, "image_invalid"),
     server.ImageTooLarge: Answer(413, "image_too_large"),

@@ -9,6 +9,7 @@ ServerError
 ├── PinLimit              no more adapters may be pinned
 ├── EngineBroken          the engine can no longer answer
 ├── OutputInvalid         an adapter gave logits that are not finite
+├── ComputeFailed         the forward of one job failed, alone as well
 ├── SettingsInvalid       the settings cannot be used; `str` names the setting and the reason
 ├── ImageInvalid          the bytes are not an image we can decode
 ├── ImageTooLarge         too many pixels or frames
@@ -85,6 +86,15 @@ class OutputInvalid(ServerError):
 
     def __str__(self) -> str:
         return f"version {self.version} of task `{self.task}` gave logits that are not finite"
+
+
+class ComputeFailed(ServerError):
+    def __init__(self, task: str, version: int) -> None:
+        super().__init__(task, version)
+        self.task, self.version = task, version
+
+    def __str__(self) -> str:
+        return f"the forward failed for version {self.version} of task `{self.task}`"
 
 
 class SettingsInvalid(ServerError):

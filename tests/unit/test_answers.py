@@ -37,6 +37,7 @@ EXAMPLES: list[Exception] = [
     server.PinLimit(3),
     server.EngineBroken("secret"),
     server.OutputInvalid("secret", 1),
+    server.ComputeFailed("secret", 1),
     server.SettingsInvalid("secret"),
     server.ImageInvalid("truncated"),
     server.ImageTooLarge("9 pixels"),
