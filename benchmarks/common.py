@@ -1,0 +1,93 @@
+"""What every benchmark shares: interleaved timing, the conditions of a run, rows as JSON."""
+
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+Row = dict[str, Any]
+
+
+def interleave(
+    contenders: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 3
+) -> dict[str, list[float]]:
+    """Time each contender once per round, in turn, so that a noisy host disturbs all alike; seconds."""
+    for _ in range(warmup):
+        for run in contenders.values():
+            run()
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, run in contenders.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return times
+
+
+def paired_ratio(of: list[float], to: list[float]) -> float:
+    """Return the median over rounds of to/of: how much faster `of` is than `to`, noise in common removed."""
+    return statistics.median(b / a for a, b in zip(of, to, strict=True))
+
+
+def percentile(values: list[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def conditions() -> Row:
+    """Return what a number means nothing without: commit, host, versions, threads, date."""
+    return {
+        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain") else ""),
+        "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"),
+        "host": _cpu_name(),
+        "cores": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def save(name: str, rows: list[Row]) -> Path:
+    """Write rows, each with its conditions, to `benchmarks/results/<name>.json`."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps([row | conditions() for row in rows], indent=1) + "\n")
+    return path
+
+
+def table(rows: list[Row], columns: list[str]) -> str:
+    """Lay rows out as a Markdown table."""
+    cells = [[_cell(row.get(column, "")) for column in columns] for row in rows]
+    widths = [max(len(line[i]) for line in [columns, *cells]) for i in range(len(columns))]
+    lines = [columns, ["-" * width for width in widths], *cells]
+    return "\n".join(
+        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines
+    )
+
+
+def _cell(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()
+    )
