@@ -1,0 +1,307 @@
+"""Brings adapters to the device off the hot path, and evicts others to make room."""
+
+import asyncio
+import logging
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from adapters.errors import AdapterError
+from registry.errors import RegistryError
+from registry.models import Version
+from server.contracts import AdapterState, Device, FoldedAdapter, Tier
+from server.errors import AdapterUnavailable, PinLimit
+from server.events import Dropped, EngineEvents
+from server.fairness import FairSemaphore
+from server.jobs import JobQueue
+from server.limits import EngineLimits
+from server.slots import SlotTable, Victim
+from server.sources import Sources
+
+logger = logging.getLogger(__name__)
+
+REMEMBERED = 10_000  # adapters whose last use is known
+
+
+class _Failure(NamedTuple):
+    until: float
+    detail: str
+
+
+class _Claim(NamedTuple):
+    """A load that waits for a slot; it gets None if nobody wants the adapter any more."""
+
+    digest: str
+    slot: asyncio.Future[int | None]
+
+
+class _End(NamedTuple):
+    """How a load ended: not placed without a failure means that nobody wanted the adapter any more."""
+
+    placed: bool
+    failure: str | None = None
+
+
+class Residency:
+    """Decides which adapters are on the device, and loads them. All methods run on one event loop.
+
+    There is one load per digest, whoever asks. `max_loads` at a time, by fair order between the tasks they
+    are for, may hold an adapter in memory and wait for a slot, first come first served; a registry that is
+    slow or away holds up only adapters that are nowhere else.
+
+    A slot that was loaded for waiting jobs stays until a batch has used it, so every load serves someone and
+    whoever waits is served. With T tasks that wait and R = min(slots that are not pinned, `max_loads`), a
+    job at the head of its task is in one of the next (T / R + 1) (3 R / `max_batch` + 2) batches.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        queue: JobQueue,
+        sources: Sources,
+        *,
+        limits: EngineLimits,
+        events: EngineEvents,
+        wake: Callable[[], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._device = device
+        self._queue = queue
+        self._sources = sources
+        self._limits = limits
+        self._events = events
+        self._wake = wake
+        self._clock = clock
+        self.slots = SlotTable(device.info.slots, wanted=queue.wants, clock=clock)
+        self.pin_limit = min(limits.max_pinned, device.info.slots - 1)
+        self._seats = FairSemaphore(limits.max_loads)
+        self._fetches = FairSemaphore(limits.max_loads)
+        self._loads: dict[str, asyncio.Task[_End]] = {}
+        self._claims: deque[_Claim] = deque()
+        self._callers: Counter[str] = Counter()
+        self._failures: dict[str, _Failure] = {}
+        self._forgotten: set[str] = set()
+        self._last_used: OrderedDict[str, float] = OrderedDict()
+
+    @property
+    def starved(self) -> bool:
+        """True while a load waits for a slot."""
+        return bool(self._claims)
+
+    def demand(self, version: Version) -> bool:
+        """Note that a job needs an adapter; return True if it is on the device, else start to load it.
+
+        Raises:
+            AdapterUnavailable: If loading it has just failed.
+        """
+        hit = self.slots.find(version.digest) is not None
+        self._events.looked_up(Tier.DEVICE, hit)
+        if not hit:
+            self._start(version)
+        return hit
+
+    async def ensure(self, version: Version) -> Tier:
+        """Bring an adapter to the device; return the tier it was in.
+
+        Raises:
+            AdapterUnavailable
+        """
+        digest = version.digest
+        tier = self.tier(digest)
+        self._callers[digest] += 1
+        try:
+            while self.slots.find(digest) is None:
+                end = await asyncio.shield(self._start(version))
+                if end.failure is not None:
+                    raise AdapterUnavailable(version.task, version.version, end.failure)
+                # a kept one that was evicted before it was kept has to come again
+                if end.placed and not self.slots.is_kept(digest):
+                    break
+        finally:
+            self._callers -= Counter((digest,))
+            self._sweep(digest)
+        return tier
+
+    async def pin(self, version: Version) -> None:
+        """Bring an adapter to the device and keep it there until `unpin`, or until loading it fails.
+
+        Raises:
+            AdapterUnavailable
+            PinLimit
+        """
+        if not self.slots.is_kept(version.digest) and self.slots.kept >= self.pin_limit:
+            raise PinLimit(self.pin_limit)
+        self.slots.keep(version.digest)
+        try:
+            await self.ensure(version)
+        except AdapterUnavailable:
+            self.slots.unkeep(version.digest)
+            raise
+
+    def unpin(self, digest: str) -> None:
+        self.slots.unkeep(digest)
+        self.grant()
+
+    def hold(self, digest: str) -> int:
+        """Keep a resident adapter for a batch and return its slot."""
+        self._last_used[digest] = time.time()
+        self._last_used.move_to_end(digest)
+        if len(self._last_used) > REMEMBERED:
+            self._last_used.popitem(last=False)
+        return self.slots.hold(digest)
+
+    def release(self, digest: str) -> None:
+        """End `hold`. The caller calls `grant` when it has released all."""
+        self.slots.release(digest)
+        self._sweep(digest)
+
+    def unwanted(self, digest: str) -> None:
+        """Note that a job for an adapter is gone unanswered."""
+        if not self._queue.wants(digest):
+            self.slots.unreserve(digest)
+            self._sweep(digest)
+            self.grant()
+
+    def grant(self) -> None:
+        """Hand slots that can be had to the loads that wait for one, first come first served."""
+        while self._claims:
+            if not self._is_wanted(self._claims[0].digest):
+                self._claims.popleft().slot.set_result(None)
+            elif (claim := self.slots.claim()) is not None:
+                self._claims.popleft().slot.set_result(claim.slot)
+                if claim.victim is not None:
+                    self._evicted(claim.victim)
+            else:
+                return
+
+    def forget(self, digest: str) -> None:
+        """Drop all copies as soon as no accepted job needs them."""
+        self.slots.unkeep(digest)
+        self._forgotten.add(digest)
+        self._sweep(digest)
+        self.grant()
+
+    def tier(self, digest: str) -> Tier:
+        return Tier.DEVICE if self.slots.find(digest) is not None else self._sources.tier(digest)
+
+    def state(self, digest: str) -> AdapterState:
+        return AdapterState(self.tier(digest), self.slots.is_kept(digest), self._last_used.get(digest))
+
+    async def close(self) -> None:
+        """Stop every load. No job may wait any more."""
+        self._claims.clear()
+        loads = list(self._loads.values())
+        for load in loads:
+            load.cancel()
+        await asyncio.gather(*loads, return_exceptions=True)
+
+    def _start(self, version: Version) -> asyncio.Task[_End]:
+        load = self._loads.get(version.digest)
+        if load is None:
+            self._refuse_failed(version)
+            load = asyncio.get_running_loop().create_task(self._load(version))
+            self._loads[version.digest] = load
+            load.add_done_callback(lambda _: self._ended(version.digest))
+        return load
+
+    def _refuse_failed(self, version: Version) -> None:
+        failure = self._failures.get(version.digest)
+        if failure is not None and self._clock() < failure.until:
+            raise AdapterUnavailable(version.task, version.version, failure.detail)
+
+    async def _load(self, version: Version) -> _End:
+        try:
+            return _End(await self._bring(version))
+        except (RegistryError, AdapterError) as error:
+            detail = str(error)
+        except TimeoutError:
+            detail = f"the registry did not hand it over in {self._limits.fetch_seconds:.0f} s"
+        except Exception:
+            logger.exception("loading version %d of task %s failed", version.version, version.task)
+            detail = "loading it failed"
+        self._fail(version.digest, detail)
+        return _End(placed=False, failure=detail)
+
+    async def _bring(self, version: Version) -> bool:
+        started, digest = self._clock(), version.digest
+        async with self._seats.hold(version.task):
+            tier, adapter = await self._sources.look(digest)
+            if adapter is not None:
+                return await self._place(digest, adapter, tier, started)
+        async with self._fetches.hold(version.task):
+            data = await self._sources.fetch(digest)
+            async with self._seats.hold(version.task):
+                adapter = await self._sources.fold(digest, data)
+                placed = await self._place(digest, adapter, Tier.STORED, started)
+            # only now: the jobs need not wait for the disk
+            await self._sources.store(digest, data)
+        return placed
+
+    async def _place(self, digest: str, adapter: FoldedAdapter, tier: Tier, started: float) -> bool:
+        """Copy an adapter into a slot when one can be had; return False if nobody wants it by then."""
+        claim = _Claim(digest, asyncio.get_running_loop().create_future())
+        self._claims.append(claim)
+        self.grant()
+        slot = await claim.slot
+        if slot is None:
+            return False
+        try:
+            await self._sources.in_pool(self._device.load, slot, adapter)
+        except BaseException:
+            self.slots.free(slot)
+            self.grant()
+            raise
+        self.slots.fill(slot, digest)
+        self._queue.set_ready(digest, True)
+        self._events.loaded(tier, self._clock() - started)
+        self.grant()
+        self._wake()
+        return True
+
+    def _ended(self, digest: str) -> None:
+        del self._loads[digest]
+        # a job came while the load gave up, or the slot is gone again
+        if self.slots.find(digest) is None and self._queue.wants(digest):
+            self._again(digest)
+        self._sweep(digest)
+
+    def _evicted(self, victim: Victim) -> None:
+        self._events.evicted(Tier.DEVICE, victim.idle_seconds)
+        if self._queue.wants(victim.digest):
+            self._queue.set_ready(victim.digest, False)
+            self._again(victim.digest)
+
+    def _again(self, digest: str) -> None:
+        try:
+            self._start(self._queue.version_of(digest))
+        except AdapterUnavailable as error:
+            self._drop_jobs(digest, error.detail)
+
+    def _fail(self, digest: str, detail: str) -> None:
+        """Fail the jobs that wait for an adapter, and for a short while those to come."""
+        now = self._clock()
+        self._failures = {key: failure for key, failure in self._failures.items() if failure.until > now}
+        self._failures[digest] = _Failure(now + self._limits.retry_seconds, detail)
+        self._events.load_failed()
+        self._drop_jobs(digest, detail)
+
+    def _drop_jobs(self, digest: str, detail: str) -> None:
+        for ticket in self._queue.remove_all(digest):
+            self._events.dropped(Dropped.ADAPTER_UNAVAILABLE)
+            version = ticket.job.version
+            ticket.fail(AdapterUnavailable(version.task, version.version, detail))
+
+    def _is_wanted(self, digest: str) -> bool:
+        return self._queue.wants(digest) or digest in self._callers or self.slots.is_kept(digest)
+
+    def _sweep(self, digest: str) -> None:
+        """Drop a forgotten adapter if nothing needs it any more."""
+        if digest not in self._forgotten or digest in self._loads:
+            return
+        if self._is_wanted(digest) or self.slots.is_held(digest):
+            return
+        self._forgotten.discard(digest)
+        self._last_used.pop(digest, None)
+        self.slots.drop(digest)
+        self._sources.drop(digest)
