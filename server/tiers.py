@@ -99,7 +99,9 @@ class DiskCache:
         return self._files
 
     def __contains__(self, digest: str) -> bool:
-        return self._path(digest).exists()
+        with suppress(OSError):
+            return self._path(digest).exists()
+        return False
 
     def read(self, digest: str) -> bytes | None:
         """Return the file's bytes, None if it is not here or damaged; a damaged one is deleted."""

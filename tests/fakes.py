@@ -89,7 +89,8 @@ class FakeAdapter:
 class FakeDevice:
     """Answers with `fake_logits` of whatever the slot holds; breaches of the Device contract are kept.
 
-    `running` is held during a run, so a test that holds it stops the device; `batches` are the runs' slots.
+    `running` is held during a run, so a test that holds it stops the device; `entered` tells that a run was
+    begun; `batches` are the runs' slots.
     """
 
     def __init__(self, *, slots: int = 4) -> None:
@@ -98,6 +99,7 @@ class FakeDevice:
         self.batches: list[tuple[int, ...]] = []
         self.breaches: list[str] = []
         self.running = threading.Lock()
+        self.entered = threading.Event()
         self.before_load: Callable[[FakeAdapter], None] = lambda adapter: None
         self._in_use: tuple[int, ...] = ()
 
@@ -126,6 +128,7 @@ class FakeDevice:
         if self._in_use:
             self.breaches.append("two runs at once")
         self._in_use = tuple(slots)
+        self.entered.set()
         try:
             with self.running:
                 self.batches.append(tuple(slots))
