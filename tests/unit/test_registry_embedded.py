@@ -3,7 +3,9 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -16,8 +18,10 @@ from registry import (
     RegistryUnavailable,
     VersionNotFound,
 )
-from registry.blobs import INCOMING
+from registry.blobs import INCOMING, BlobStore
 from tests.builders import make_blob, make_manifest
+
+PAGE = 4096
 
 
 @pytest_asyncio.fixture
@@ -138,15 +142,43 @@ async def test_it_comes_back_when_the_damage_is_repaired(tmp_path: Path) -> None
     before = EmbeddedRegistry(tmp_path)
     await add(before)
     await before.close()
-    file = tmp_path / "registry.sqlite3"
+    file, registry = tmp_path / "registry.sqlite3", EmbeddedRegistry(tmp_path, readers=1)
     good = file.read_bytes()
-    registry = EmbeddedRegistry(tmp_path)
-    file.write_bytes(b"\0" * len(good))
-    with pytest.raises(RegistryUnavailable):
+    assert await registry.list_keys() == ()
+    with file.open("r+b") as damaged:
+        damaged.seek(PAGE)
+        damaged.write(b"\xff" * (len(good) - PAGE))
+    with pytest.raises(RegistryUnavailable, match="damaged"):
         await registry.get_version("pets", 1)
-    file.write_bytes(good)
+    with file.open("r+b") as repaired:
+        repaired.write(good)
     assert (await registry.get_version("pets", 1)).version == 1
     await registry.close()
+
+
+async def test_files_change_only_under_the_write_lock(
+    registry: EmbeddedRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked = []
+
+    def guard(name: str) -> None:
+        original = getattr(BlobStore, name)
+
+        def guarded(*args: Any) -> Any:
+            other = sqlite3.connect(tmp_path / "registry.sqlite3", timeout=0, isolation_level=None)
+            with closing(other), pytest.raises(sqlite3.OperationalError, match="locked"):
+                other.execute("BEGIN IMMEDIATE")
+            checked.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(BlobStore, name, guarded)
+
+    for name in ("put", "remove", "sweep"):
+        guard(name)
+    await add(registry)
+    await registry.delete_task("pets")
+    await registry.reclaim()
+    assert checked == ["put", "remove", "sweep"]
 
 
 async def test_a_newer_schema_is_refused(registry: EmbeddedRegistry, raw: sqlite3.Connection) -> None:
