@@ -78,11 +78,16 @@ class Training(_Frozen):
 
 
 class Probe(_Frozen):
-    """The logits [K] this adapter gives on a fixed synthetic image, made by `generator`, never stored."""
+    """The logits [K] this adapter gives on a fixed synthetic image, made by `generator`, never stored.
+
+    `spread` is how far logits of such a head lie apart as a rule, root mean square over classes of
+    ‖weight‖·‖features‖/√D: the unit of tolerances, since the logits themselves may happen to be close.
+    """
 
     generator: Literal["ssfserve-probe-1"] = "ssfserve-probe-1"
     dtype: Literal["float32", "bfloat16", "float16"]
     logits: tuple[Finite, ...]
+    spread: Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Manifest(_Frozen):

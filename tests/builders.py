@@ -29,7 +29,9 @@ def make_manifest(
         head_width=head_width,
         labels=tuple(labels),
         preprocessing=Preprocessing(height=size, width=size, mean=IMAGENET_MEAN, std=IMAGENET_STD),
-        probe=Probe(dtype="float32", logits=tuple(range(len(labels)) if logits is None else logits)),
+        probe=Probe(
+            dtype="float32", logits=tuple(range(len(labels)) if logits is None else logits), spread=1.0
+        ),
     )
 
 
