@@ -4,7 +4,7 @@ Training and serving both come through here, so they agree by construction. The 
 `timm.data.create_transform(..., is_training=False)` before its normalisation, on an image made upright and
 RGB by `to_rgb`:
 
-    orientation   EXIF and XMP orientation is applied; unreadable metadata counts as none
+    orientation   EXIF and XMP orientation is applied; unreadable or huge metadata counts as none
     alpha         is dropped, not composited: what `Image.convert("RGB")` does in torchvision's ImageFolder
                   and in timm's readers, and so what converted checkpoints were trained on
     16-bit grey   keeps its upper 8 bits (`convert` would clip nearly all of it to white)
@@ -32,6 +32,7 @@ INTERPOLATION = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 ORIENTATION_TAG = 0x0112
+MAX_EXIF_BYTES = 2**20  # parsed into Python objects; real ones are below 64 KiB
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -128,6 +129,8 @@ def normalise(pixels: Pixels, spec: ImageSpec) -> NDArray[np.float32]:
 
 
 def _orientation(image: Image.Image) -> int:
+    if len(image.info.get("exif", b"")) > MAX_EXIF_BYTES:
+        return 1
     try:
         value = image.getexif().get(ORIENTATION_TAG, 1)
     except Exception:  # noqa: BLE001 Pillow's metadata parsers raise anything; pixels matter, metadata helps
