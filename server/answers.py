@@ -1,5 +1,6 @@
 """What each error of ours means in HTTP: the only table that knows both."""
 
+import logging
 import math
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -11,6 +12,8 @@ from registry import errors as registry
 from registry.errors import RegistryError
 from server import errors as server
 from server.errors import ServerError
+
+logger = logging.getLogger(__name__)
 
 ROOTS: tuple[type[Exception], ...] = (AdapterError, RegistryError, ServerError)
 
@@ -98,3 +101,13 @@ def problem(error: BaseException) -> Problem:
     if answer.status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"
     return Problem(answer.status, {"error": message, "error_type": answer.error_type}, headers)
+
+
+def report(error: Exception) -> Problem:
+    """As `problem`, and tell the log what a 5xx keeps from the client."""
+    found = problem(error)
+    if found.status == 500:
+        logger.error("request failed: %s", error, exc_info=error)
+    elif found.status > 500:
+        logger.warning("request failed: %s", error)
+    return found

@@ -1,0 +1,91 @@
+"""Who may do what. Keys are in the registry, as sha256 of their token; the catalog keeps them at hand."""
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal, Protocol
+
+from registry.models import ApiKey
+from server.errors import Forbidden, Unauthorized
+from server.settings import Settings
+
+Scope = Literal["predict", "manage"]
+
+ALL_SCOPES: frozenset[Scope] = frozenset({"predict", "manage"})
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """What a request may do. `tasks` are fnmatch patterns; `name` is the key's, None without keys."""
+
+    name: str | None
+    scopes: frozenset[Scope]
+    tasks: tuple[str, ...]
+
+    def may_use(self, task: str) -> bool:
+        return self.tasks == ("*",) or any(fnmatchcase(task, pattern) for pattern in self.tasks)
+
+    def check_task(self, task: str) -> None:
+        """Pass if the key covers the task; whether the task exists is not told.
+
+        Raises:
+            Forbidden
+        """
+        if not self.may_use(task):
+            raise Forbidden(f"task `{task}`")
+
+    def check_scopes(self, any_of: frozenset[Scope]) -> None:
+        """Pass if the key has one of the scopes.
+
+        Raises:
+            Forbidden
+        """
+        if self.scopes.isdisjoint(any_of):
+            raise Forbidden("scope " + " or ".join(sorted(any_of)))
+
+
+ANYBODY = Caller(None, ALL_SCOPES, ("*",))
+
+
+class KnowsKeys(Protocol):
+    @property
+    def keys(self) -> Mapping[str, ApiKey]:
+        """All keys by the hash of their secret."""
+        ...
+
+
+class Gate:
+    """Tells callers by their keys. A key is needed as soon as one exists, or the host is not loopback."""
+
+    def __init__(self, settings: Settings, known: KnowsKeys) -> None:
+        self._known = known
+        self._exposed = not settings.is_loopback and not settings.allow_unauthenticated
+
+    def admit(self, authorization: str | None) -> Caller:
+        """Return who sends this `Authorization` header.
+
+        Raises:
+            Unauthorized: If a key is needed and this is none.
+        """
+        keys = self._known.keys
+        if not keys and not self._exposed:
+            return ANYBODY
+        scheme, _, token = (authorization or "").partition(" ")
+        key = _find(keys, token.strip()) if scheme.lower() == "bearer" else None
+        if key is None:
+            raise Unauthorized
+        return Caller(key.name, key.scopes, key.tasks)
+
+
+def _find(keys: Mapping[str, ApiKey], token: str) -> ApiKey | None:
+    """Look a token up by its hash, whose bytes a caller cannot choose: timing tells nothing of a secret."""
+    hashed = hash_token(token)
+    key = keys.get(hashed)
+    return key if key is not None and hmac.compare_digest(key.secret_hash, hashed) else None
+
+
+def hash_token(token: str) -> str:
+    """Return what the registry stores of a token: its sha256, hex. Tokens are random and need no salt."""
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()

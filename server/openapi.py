@@ -1,0 +1,102 @@
+"""What `/docs` says of errors and bodies: taken from the table of answers, so that it stays true."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from registry.errors import (
+    AliasNotFound,
+    RegistryUnavailable,
+    TaskNotFound,
+    VersionNotFound,
+)
+from server.answers import problem
+from server.errors import (
+    AdapterUnavailable,
+    BatchTooLarge,
+    BodyTooLarge,
+    BodyTooSlow,
+    DeadlineExceeded,
+    Draining,
+    EngineBroken,
+    Forbidden,
+    ImageInvalid,
+    ImageTooLarge,
+    ImageTypeUnsupported,
+    OutputInvalid,
+    QueueFull,
+    RequestInvalid,
+    Unauthorized,
+    ValueInvalid,
+)
+from server.schemas import Error
+
+Responses = dict[int | str, dict[str, Any]]
+
+INTERNAL: tuple[Exception, ...] = (RuntimeError(),)
+AUTH: tuple[Exception, ...] = (Unauthorized(), Forbidden("scope manage"), Forbidden("task `pets`"))
+COMMON = (*AUTH, *INTERNAL, ValueInvalid("query.limit", "Input should be greater than or equal to 1"))
+RESOLVE = (
+    TaskNotFound("pets"),
+    VersionNotFound("pets", 9),
+    AliasNotFound("pets", "canary"),
+    RegistryUnavailable("embedded", ""),
+)
+SELECT = (*RESOLVE, RequestInvalid("`version` and `alias` exclude each other"))
+BODY = (BodyTooLarge(2**25), BodyTooSlow(30))
+FORM = (RequestInvalid("the multipart body ends before its last boundary"),)
+IMAGE = (
+    ImageInvalid("truncated"),
+    ImageTooLarge("90000x90000 pixels, at most 64000000"),
+    ImageTypeUnsupported("text/html"),
+)
+LOAD = (AdapterUnavailable("pets", 2, ""), Draining())
+COMPUTE = (*LOAD, QueueFull(1024, 1), DeadlineExceeded(), OutputInvalid("pets", 2), EngineBroken(""))
+BATCH = (BatchTooLarge("images", 64),)
+
+FILE = {"schema": {"type": "string", "format": "binary"}}
+SECURITY = {"key": {"type": "http", "scheme": "bearer", "description": "Needed as soon as any key exists."}}
+
+
+def problems(*errors: Exception) -> Responses:
+    """Document errors as the responses they become, each with the body that a client reads."""
+    responses: Responses = {}
+    for status, body, headers in map(problem, errors):
+        response = responses.setdefault(status, {"model": Error, "description": ""})
+        named = (
+            response.setdefault("content", {}).setdefault("application/json", {}).setdefault("examples", {})
+        )
+        named.setdefault(body["error_type"], {"value": body})
+        response["description"] = ", ".join(named)
+        if "retry-after" in headers:
+            seconds = {"description": "Seconds to wait.", "schema": {"type": "integer"}}
+            response["headers"] = {"Retry-After": seconds}
+    return responses
+
+
+def body_of(content: dict[str, Any]) -> dict[str, Any]:
+    """Document a body that the route reads itself."""
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def model_body(model: type[Any]) -> dict[str, Any]:
+    return body_of({"application/json": {"schema": model.model_json_schema()}})
+
+
+def file_field(name: str) -> dict[str, Any]:
+    """Document a multipart form with one file."""
+    schema = {"type": "object", "required": [name], "properties": {name: FILE["schema"]}}
+    return {"multipart/form-data": {"schema": schema}}
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI document with the key as its security scheme; the open routes need none."""
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        schema.setdefault("components", {})["securitySchemes"] = SECURITY
+        schema["security"] = [{"key": []}]
+        app.openapi_schema = schema
+    return app.openapi_schema

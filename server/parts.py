@@ -1,0 +1,78 @@
+"""What the HTTP layer is made of, and what it asks of parts that others implement."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from fastapi import Request
+
+from registry.base import Registry
+from server.auth import Gate
+from server.catalog import Catalog
+from server.contracts import Engine, Image
+from server.settings import Settings
+
+
+class Decoder(Protocol):
+    async def decode(self, data: bytes, content_type: str | None) -> Image:
+        """Turn a file into what the backbone sees, off the event loop.
+
+        Raises:
+            ImageInvalid, ImageTooLarge, ImageTypeUnsupported
+        """
+        ...
+
+
+class Metrics(Protocol):
+    """Called on the event loop; each must be quick and must not raise."""
+
+    def observe_request(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Count a request. `route` is the path's template, so that its values are few."""
+        ...
+
+    def observe_prediction(self, task: str, top1: float, seconds: float) -> None:
+        """Count an answer for a task: the highest probability, and how long it took."""
+        ...
+
+    def render(self) -> tuple[bytes, str]:
+        """Return the exposition and its content type."""
+        ...
+
+
+class Fleet(Protocol):
+    """All replicas of this server, this one among them."""
+
+    async def exposition(self) -> tuple[bytes, str]:
+        """Return the metrics of all replicas, told apart by a label, and the content type."""
+        ...
+
+
+class Phase(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+@dataclass(slots=True)
+class Readiness:
+    """Whether this replica wants traffic. Whoever starts and stops the replica sets it."""
+
+    phase: Phase = Phase.STARTING
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    settings: Settings
+    engine: Engine
+    registry: Registry
+    catalog: Catalog
+    decoder: Decoder
+    metrics: Metrics
+    readiness: Readiness
+    gate: Gate
+    fleet: Fleet | None = None
+
+
+def parts_of(request: Request) -> Parts:
+    parts: Parts = request.app.state.parts
+    return parts

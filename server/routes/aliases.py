@@ -1,0 +1,74 @@
+"""Aliases of a task: where they point, where they pointed, and moving them."""
+
+from fastapi import APIRouter, Request
+
+from registry.errors import (
+    AliasConflict,
+    AliasNotFound,
+    RegistryUnavailable,
+    TaskNotFound,
+    VersionNotFound,
+)
+from registry.models import AliasMove
+from server import openapi
+from server.access import ANY, MANAGE
+from server.bodies import read_json
+from server.parts import Parts, parts_of
+from server.queries import Recent, parameters, query_of
+from server.schemas import Alias, AliasHistory, AliasName, AliasRequest, TaskName
+
+NAMED = (*openapi.COMMON, TaskNotFound("pets"), RegistryUnavailable("embedded", ""))
+
+router = APIRouter(prefix="/v1/tasks/{task}/aliases/{alias}", tags=["aliases"])
+
+
+@router.get(
+    "",
+    dependencies=[ANY],
+    responses=openapi.problems(*NAMED, AliasNotFound("pets", "canary")),
+    openapi_extra={"parameters": parameters(Recent)},
+)
+async def get_alias(request: Request, task: TaskName, alias: AliasName) -> AliasHistory:
+    """Show what an alias names, and its moves."""
+    parts, query = parts_of(request), query_of(request, Recent)
+    moves = await parts.registry.alias_history(task, alias, limit=query.limit)
+    named = (await parts.registry.get_task(task)).aliases.get(alias)
+    return AliasHistory(task=task, alias=alias, version=named, moves=moves)
+
+
+@router.put(
+    "",
+    dependencies=[MANAGE],
+    responses=openapi.problems(
+        *NAMED,
+        *openapi.BODY,
+        *openapi.FORM,
+        VersionNotFound("pets", 9),
+        AliasConflict("pets", "production", 1, 2),
+    ),
+    openapi_extra=openapi.model_body(AliasRequest),
+)
+async def put_alias(request: Request, task: TaskName, alias: AliasName) -> Alias:
+    """Point an alias at a version. With `expected`, only if it names that version now (null: none)."""
+    parts = parts_of(request)
+    wanted = await read_json(request, AliasRequest, parts.settings)
+    move = await parts.registry.set_alias(
+        task, alias, wanted.version, expected=wanted.expected, check="expected" in wanted.model_fields_set
+    )
+    return await _moved(parts, task, move)
+
+
+@router.post(
+    "/rollback",
+    dependencies=[MANAGE],
+    responses=openapi.problems(*NAMED, AliasNotFound("pets", "canary")),
+)
+async def roll_back(request: Request, task: TaskName, alias: AliasName) -> Alias:
+    """Point an alias at what it named before; again, and it goes further back."""
+    parts = parts_of(request)
+    return await _moved(parts, task, await parts.registry.rollback_alias(task, alias))
+
+
+async def _moved(parts: Parts, task: str, move: AliasMove) -> Alias:
+    await parts.catalog.catch_up()
+    return Alias(task=task, **move.model_dump())
