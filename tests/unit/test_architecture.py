@@ -58,7 +58,7 @@ def test_low_layers_import_only_what_gpu_hosts_have(package: str) -> None:
     ("module", "allowed"),
     [
         ("redis", {"registry/redis_backend.py"}),
-        ("ray", {"server/ray_app.py", "server/ray_launcher.py"}),
+        ("ray", {"server/ray_app.py", "server/ray_driver.py"}),
         ("fastapi", {"server/"}),
         ("prometheus_client", {"server/"}),
     ],
