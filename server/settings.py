@@ -4,6 +4,7 @@ This is the only module that reads the environment. `docs/configuration.md` is m
 """
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from ipaddress import ip_address
@@ -21,6 +22,8 @@ CONFIG_VARIABLE = f"{PREFIX}CONFIG"
 SECRET = frozenset({"registry"})  # a URL may hold a password: never repeat its value
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
+
+RANDOM = re.compile(r"random(:\d+)?")  # weights for tests and benchmarks
 
 Bytes = Annotated[ByteSize, Field(ge=KIB)]
 Milliseconds = Annotated[int, Field(ge=1, le=3_600_000)]
@@ -138,7 +141,8 @@ class Settings(BaseSettings):
     @field_validator("backbone_source")
     @classmethod
     def _source_is_known(cls, value: str) -> str:
-        if value not in {"auto", "hub", "offline"} and not Path(value).is_file():
+        named = {"auto", "hub", "offline"}
+        if value not in named and not RANDOM.fullmatch(value) and not Path(value).is_file():
             raise ValueError("is neither auto, hub, offline nor a file that exists")
         return value
 

@@ -13,6 +13,8 @@ import typer
 
 CLIENT = "server.cli.client"
 MODULES = {
+    "serve": "server.cli.serve",
+    "doctor": "server.cli.doctor",
     "push": CLIENT,
     "tasks": CLIENT,
     "promote": CLIENT,

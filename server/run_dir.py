@@ -1,0 +1,75 @@
+"""The private directory of one run of the server, shared by launcher, driver and replicas of one host.
+
+<run>/ray          Ray's session: sockets and logs
+<run>/haproxy      the script that starts HAProxy
+<run>/<node id>/   HAProxy's configuration and sockets; Ray Serve adds the directory
+<run>/log          a pipe: what replicas log, to be printed by the launcher
+<run>/ready.*      one report per replica that is ready
+<run>/failed.*     why a replica could not start
+"""
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+# short, and not $TMPDIR: HAProxy takes 97 characters for a socket's path, and Ray Serve adds 67
+PARENT = Path("/tmp")  # noqa: S108  (mkdtemp makes it private)
+
+CRASHED = 3  # exit code of a driver whose run directory is worth keeping
+
+
+@dataclass(frozen=True, slots=True)
+class RunDir:
+    path: Path
+
+    @classmethod
+    def create(cls) -> Self:
+        made = cls(Path(tempfile.mkdtemp(prefix="ssf-", dir=PARENT)))
+        os.mkfifo(made.log_pipe, 0o600)
+        return made
+
+    @property
+    def ray(self) -> Path:
+        return self.path / "ray"
+
+    @property
+    def haproxy(self) -> Path:
+        return self.path / "haproxy"
+
+    @property
+    def log_pipe(self) -> Path:
+        return self.path / "log"
+
+    def report_ready(self, report: Mapping[str, Any]) -> None:
+        self._write(f"ready.{os.getpid()}", json.dumps(report))
+
+    def report_failure(self, reason: str) -> None:
+        self._write(f"failed.{os.getpid()}", reason)
+
+    def ready(self) -> list[dict[str, Any]]:
+        return [json.loads(path.read_text(encoding="utf-8")) for path in sorted(self.path.glob("ready.*"))]
+
+    def failure(self) -> str | None:
+        """Return why a replica could not start, None while none has failed."""
+        return next((p.read_text(encoding="utf-8") for p in sorted(self.path.glob("failed.*"))), None)
+
+    def redirect_stderr(self) -> None:
+        """Send what this process writes to stderr, down to the C libraries, to the launcher's stderr."""
+        pipe = os.open(self.log_pipe, os.O_WRONLY)
+        os.dup2(pipe, 2)
+        os.close(pipe)
+        sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)  # Ray Serve had put its own there
+
+    def remove(self) -> None:
+        shutil.rmtree(self.path, ignore_errors=True)
+
+    def _write(self, name: str, text: str) -> None:
+        partial = self.path / f".{name}"
+        partial.write_text(text, encoding="utf-8")
+        partial.rename(self.path / name)
