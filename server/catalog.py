@@ -9,7 +9,8 @@ import asyncio
 import logging
 import time
 from bisect import bisect_right, insort
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 from registry.base import Registry
 from registry.errors import (
@@ -21,6 +22,8 @@ from registry.errors import (
 )
 from registry.models import PRODUCTION, ApiKey, Event, EventKind, Page, Task, Version
 from server.version_cache import VersionCache
+
+T = TypeVar("T")
 
 EVENTS_AT_ONCE = 1000
 TASKS_AT_ONCE = 1000
@@ -58,8 +61,9 @@ class Catalog:
         self._removals = 0
         self._fresh_at = float("-inf")
         self._reading = asyncio.Lock()
-        self._queued: asyncio.Task[None] | None = None
         self._follower: asyncio.Task[None] | None = None
+        self._queued: asyncio.Task[None] | None = None
+        self._under_way: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> None:
         """List everything, then follow in the background.
@@ -69,14 +73,13 @@ class Catalog:
         """
         async with self._reading:
             await self._list_everything()
-        self._follower = asyncio.create_task(self._follow(), name="catalog")
+        self._follower = self._begin(self._follow())
 
     async def close(self) -> None:
         """Stop following. What is known stays."""
         if self._follower is not None:
             self._follower.cancel()
-        under_way = [task for task in (self._follower, self._queued, *self._fetches.values()) if task]
-        await asyncio.gather(*under_way, return_exceptions=True)
+        await asyncio.gather(*self._under_way, return_exceptions=True)
 
     @property
     def staleness_seconds(self) -> float:
@@ -148,8 +151,7 @@ class Catalog:
             RegistryUnavailable
         """
         if self._queued is None:
-            self._queued = asyncio.create_task(self._read_next())
-            self._queued.add_done_callback(_retrieve)
+            self._queued = self._begin(self._read_next())
         return asyncio.shield(self._queued)
 
     async def catch_up(self) -> None:
@@ -174,8 +176,7 @@ class Catalog:
         if (found := self._versions.get(*key)) is not None:
             return found
         if key not in self._fetches:
-            self._fetches[key] = asyncio.create_task(self._read_version(key))
-            self._fetches[key].add_done_callback(_retrieve)
+            self._fetches[key] = self._begin(self._read_version(key))
         return await asyncio.shield(self._fetches[key])
 
     async def _read_version(self, key: tuple[str, int]) -> Version:
@@ -285,8 +286,14 @@ class Catalog:
         self._tasks, self._names, self._cursor = tasks, sorted(tasks), cursor
         self._fresh_at = started
 
+    def _begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start a task that outlives whoever waits for it; its failure is theirs, even if all have left."""
+        task = asyncio.create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._ended)
+        return task
 
-def _retrieve(task: asyncio.Task[Version] | asyncio.Task[None]) -> None:
-    """Mark a failure as seen: whoever waited for it has got it, and all may have left."""
-    if not task.cancelled():
-        task.exception()
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from server.errors import SettingsInvalid
 
@@ -170,7 +170,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings
+        return (init_settings,)  # `load` alone reads the environment, so an object never changes on its way
 
     @classmethod
     def load(cls, overrides: Mapping[str, Any] | None = None) -> Self:
@@ -179,18 +179,12 @@ class Settings(BaseSettings):
         Raises:
             SettingsInvalid: Naming each unknown or invalid setting and the reason.
         """
-        given = dict(overrides or {})
-        set_here = {
-            name.upper().removeprefix(PREFIX).lower()
-            for name, value in os.environ.items()
-            if name.upper().startswith(PREFIX) and value
-        }
-        _refuse_unknown("environment", set_here - {"config"}, cls.model_fields)
-        from_file = _read_file(os.environ.get(CONFIG_VARIABLE))
+        named = {name.upper().removeprefix(PREFIX).lower() for name in os.environ if _is_ours(name)}
+        _refuse_unknown("environment", named - {"config"}, cls.model_fields)
+        from_file = _read_file(os.environ.get(CONFIG_VARIABLE) or None)
         _refuse_unknown(os.environ.get(CONFIG_VARIABLE, "file"), from_file, cls.model_fields)
-        below = {name: value for name, value in from_file.items() if name not in set_here}
         try:
-            return cls(**{**below, **given})
+            return cls(**{**from_file, **EnvSettingsSource(cls)(), **(overrides or {})})
         except ValidationError as error:
             raise SettingsInvalid(_explain(error)) from None
 
@@ -207,6 +201,10 @@ def check_exposure(settings: Settings, *, has_keys: bool) -> None:
         f"{PREFIX}HOST: {settings.host} can be reached from other machines and no API key exists; make one "
         f"with `ssfserve keys add`, listen on 127.0.0.1, or set {PREFIX}ALLOW_UNAUTHENTICATED=true"
     )
+
+
+def _is_ours(name: str) -> bool:
+    return name.upper().startswith(PREFIX) and bool(os.environ[name])
 
 
 def _read_file(name: str | None) -> dict[str, Any]:

@@ -37,18 +37,18 @@ class SwitchableRegistry(EmbeddedRegistry):
         super().__init__(directory)
         self.away = False
         self.reads: Counter[str] = Counter()
-        self._read = asyncio.Event()
+        self._asked = asyncio.Event()
 
     async def until_read(self, name: str, times: int = 1) -> None:
         """Return once a kind of read was asked for so often."""
         async with asyncio.timeout(30):
             while self.reads[name] < times:
-                self._read.clear()
-                await self._read.wait()
+                self._asked.clear()
+                await self._asked.wait()
 
     def _count(self, name: str) -> None:
         self.reads[name] += 1
-        self._read.set()
+        self._asked.set()
         if self.away:
             raise RegistryUnavailable("embedded", "secret path")
 

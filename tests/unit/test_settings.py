@@ -38,6 +38,13 @@ def test_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.disk_cache_bytes == 2 * 2**30
 
 
+def test_only_load_reads_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = pickle.dumps(Settings(port=9))
+    monkeypatch.setenv("SSFSERVE_SLOTS", "7")
+    assert Settings().slots == Settings.model_validate({}).slots == 64
+    assert pickle.loads(before).slots == 64
+
+
 def test_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSFSERVE_SEED_DIR", "")
     assert Settings.load().seed_dir is None
