@@ -18,7 +18,7 @@ from tests.contract.model import Model, Operation, perform
 
 KILLS = 20
 FIRST_USES = 10
-LONGEST_LIFE = 0.1  # seconds
+LONGEST_DELAY = 0.02  # seconds, some operations long
 
 # a server that has imported everything forks a child in milliseconds
 processes = multiprocessing.get_context("forkserver")
@@ -73,25 +73,23 @@ class Victim:
 
 
 async def test_kills_lose_nothing_acknowledged_and_leave_nothing_half(tmp_path: Path) -> None:
-    rng, model, cursor, survived = random.Random(7), Model(), START, 0
+    rng, model, cursor = random.Random(7), Model(), START
     for round_ in range(KILLS):
         victim = Victim(tmp_path, model, seed=round_)
-        done, doing = victim.kill_after(rng.uniform(0, LONGEST_LIFE), done=1)
+        done, doing = victim.kill_after(rng.uniform(0, LONGEST_DELAY), done=rng.randint(1, 20))
         check_database(tmp_path)
         registry = EmbeddedRegistry(tmp_path)
         model = await resume(registry, cursor, model, done, doing)
         await check(tmp_path, registry, model)
         cursor = await registry.cursor()
         await registry.close()
-        survived += len(done)
-    assert survived > 5 * KILLS
 
 
 @pytest.mark.parametrize("seed", range(FIRST_USES))
 async def test_a_kill_during_the_first_use(tmp_path: Path, seed: int) -> None:
     place = tmp_path / "data"
     victim = Victim(place, Model(), seed)
-    done, doing = victim.kill_after(random.Random(seed).uniform(0, LONGEST_LIFE / 3), done=0)
+    done, doing = victim.kill_after(random.Random(seed).uniform(0, 2 * LONGEST_DELAY), done=0)
     registry = EmbeddedRegistry(place)
     model = await resume(registry, START, Model(), done, doing)
     await check(place, registry, model)
