@@ -6,6 +6,7 @@ file can make that parser do: see `image_guards`.
 """
 
 import asyncio
+import logging
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,6 @@ from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
-from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from adapters.manifest import Preprocessing
@@ -24,7 +24,7 @@ from backbone.errors import PixelsUnsupported
 from backbone.preprocess import ImageSpec, preprocess
 from server.contracts import Image
 from server.errors import ImageInvalid, ImageTooLarge, ImageTypeUnsupported, QueueFull, ServerError
-from server.image_guards import BoundedReader, check_bytes, check_header
+from server.image_guards import BoundedReader, FirstPage, check_bytes, check_header
 from server.image_types import ImageType, declared_type, sniff
 
 # Built directly, not through `Image.open`: that would try every format, parse embedded previews, and warn
@@ -35,7 +35,7 @@ READERS: dict[ImageType, type[ImageFile]] = {
     ImageType.WEBP: WebPImageFile,
     ImageType.BMP: BmpImageFile,
     ImageType.GIF: GifImageFile,
-    ImageType.TIFF: TiffImageFile,
+    ImageType.TIFF: FirstPage,
 }
 
 
@@ -44,7 +44,7 @@ class ImageDecoder:
 
     Args:
         preprocessing: What the backbone sees.
-        max_pixels: Largest image; decoding takes up to 8 bytes of memory per pixel and thread.
+        max_pixels: Largest image; decoding takes up to 20 bytes of memory per pixel and thread.
         threads: Size of the pool; 0 for one per core.
         max_waiting: Files that may wait for a thread.
     """
@@ -52,8 +52,9 @@ class ImageDecoder:
     def __init__(
         self, preprocessing: Preprocessing, *, max_pixels: int, threads: int = 0, max_waiting: int = 1024
     ) -> None:
-        # Pillow warns about odd metadata; a client must not be able to write to the server's log that way
+        # Pillow warns about odd files: clients must not write to the server's log that way
         warnings.filterwarnings("ignore", module=r"PIL\.")
+        logging.getLogger("PIL").setLevel(logging.CRITICAL)
         self._spec = ImageSpec(**preprocessing.model_dump())
         self._max_pixels = max_pixels
         self._threads = threads or os.cpu_count() or 1
