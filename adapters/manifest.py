@@ -50,11 +50,6 @@ class Preprocessing(_Frozen):
             raise ValueError("std must be positive")
         return self
 
-    @classmethod
-    def of(cls, spec: Any) -> Self:
-        """Return the preprocessing with the attributes of a `backbone.preprocess.ImageSpec`."""
-        return cls.model_validate(spec, from_attributes=True)
-
 
 class Training(_Frozen):
     """How the adapter came to be. Free-form values are JSON scalars, lists or objects."""

@@ -1,0 +1,67 @@
+"""Merging: an adapter folded into a copy of the backbone's own weights, the paper's re-parameterisation.
+
+Every frozen op ends per output channel in `w·x + b`, so γ ⊙ (w·x + b) + β has the same form whatever the op:
+Linear and convolution rows, LayerNorm gains, the BatchNorm behind a convolution. Nothing else is touched;
+LayerScale, activations and residuals come after.
+"""
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from adapters.errors import NotMergeable
+from adapters.file import Adapter
+from backbone.load import Backbone
+from backbone.sites import Op, Site
+
+
+@torch.no_grad()
+def merge(backbone: Backbone, adapter: Adapter) -> nn.Module:
+    """Return a plain timm model with the adapter's head and no SSF left.
+
+    Its state dict has the keys and shapes of `timm.create_model(name, num_classes=K)` at the backbone's
+    input size.
+
+    Raises:
+        NotMergeable: If a vector acts where no weight can take it up.
+        ShapeMismatch: If a vector has not its site's width, or names no site.
+    """
+    merged = merge_sites(backbone, adapter.scale, adapter.shift)
+    like = next(merged.parameters())
+    merged.reset_classifier(adapter.manifest.num_classes)
+    head = merged.get_classifier().to(like.device, like.dtype)
+    head.weight.copy_(adapter.head_weight)
+    head.bias.copy_(adapter.head_bias)
+    return merged.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def merge_sites(backbone: Backbone, scale: Mapping[str, Tensor], shift: Mapping[str, Tensor]) -> nn.Module:
+    """Return a copy of the backbone, still without a head, that has taken up γ and β [C] by site.
+
+    Computed in float64 and rounded once to the backbone's dtype. Raises as `merge` does.
+    """
+    backbone.fold.row(scale, shift)  # names a wrong site or width
+    merged = copy.deepcopy(backbone.model)
+    for site in backbone.sites:
+        gamma = scale.get(site.name, torch.ones(site.width)).double()
+        beta = shift.get(site.name, torch.zeros(site.width)).double()
+        if not (bool((gamma == 1).all()) and bool((beta == 0).all())):
+            _fold_in(merged.get_submodule(site.name), site, gamma, beta)
+    return merged
+
+
+def _fold_in(module: nn.Module, site: Site, scale: Tensor, shift: Tensor) -> None:
+    """Replace the op's weight w by γ·w and its bias b by γ·b + β, both per output channel."""
+    if site.op is Op.IDENTITY:
+        raise NotMergeable(site.name, "acts on the residual stream itself, behind no op that has weights")
+    weight, bias = module.weight, module.bias
+    if weight is None:
+        raise NotMergeable(site.name, "has no weight to take the scale")
+    if bias is None and bool((shift != 0).any()):
+        raise NotMergeable(site.name, "has no bias to take the shift")
+    weight.copy_(weight.double() * scale.view(-1, *(1,) * (weight.ndim - 1)))
+    if bias is not None:
+        bias.copy_(bias.double() * scale + shift)
