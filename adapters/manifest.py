@@ -1,7 +1,7 @@
 """What an adapter is, without its tensors. This module loads no torch."""
 
 import json
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
