@@ -148,7 +148,8 @@ def _load_random(model: nn.Module, source: str) -> str:
 def _plausible(tensor: Tensor, noise: Tensor) -> Tensor:
     """Keep activations of order one: scale matrices by fan-in, move vectors a little."""
     if tensor.ndim < 2:
-        return tensor + 0.02 * noise
+        # to the 0 or 1 it was made as: some modules draw their biases from the global generator
+        return tensor.round() + 0.02 * noise
     fan_in = tensor[0].numel()
     return noise / fan_in**0.5 if tensor.shape[0] > 1 else 0.02 * noise
 
