@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import logs
-from server.answers import problem
+from server.answers import INTERNAL, problem
 from server.auth import ANYBODY, Caller
 from server.client import ClientGone
 from server.parts import Metrics
@@ -80,6 +80,7 @@ class Exchanges:
             exchange.status = CLIENT_GONE
         except Exception as error:
             logger.exception("unhandled error")
+            exchange.error_type = INTERNAL.error_type
             if exchange.status:  # the head of an answer is out: all that is left is to cut it off
                 raise
             await _send_problem(error, send_with_id)

@@ -4,6 +4,8 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
 
 from registry.errors import (
     AliasNotFound,
@@ -30,7 +32,7 @@ from server.errors import (
     Unauthorized,
     ValueInvalid,
 )
-from server.schemas import Error
+from server.schemas import AliasRequest, BatchRequest, Error
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -56,6 +58,8 @@ COMPUTE = (*LOAD, QueueFull(1024, 1), DeadlineExceeded(), OutputInvalid("pets", 
 BATCH = (BatchTooLarge("images", 64),)
 
 FILE = {"schema": {"type": "string", "format": "binary"}}
+BODY_MODELS = (BatchRequest, AliasRequest)  # what routes read themselves, so FastAPI does not know of it
+REF = "#/components/schemas/{model}"
 SECURITY = {"key": {"type": "http", "scheme": "bearer", "description": "Needed as soon as any key exists."}}
 
 
@@ -80,8 +84,9 @@ def body_of(content: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def model_body(model: type[Any]) -> dict[str, Any]:
-    return body_of({"application/json": {"schema": model.model_json_schema()}})
+def json_body(model: type[BaseModel]) -> dict[str, Any]:
+    """Document a JSON body that is one of BODY_MODELS."""
+    return {"application/json": {"schema": {"$ref": REF.format(model=model.__name__)}}}
 
 
 def file_field(name: str) -> dict[str, Any]:
@@ -96,7 +101,10 @@ def document(app: FastAPI) -> dict[str, Any]:
         schema = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
-        schema.setdefault("components", {})["securitySchemes"] = SECURITY
+        _, bodies = models_json_schema([(model, "validation") for model in BODY_MODELS], ref_template=REF)
+        components = schema.setdefault("components", {})
+        components.setdefault("schemas", {}).update(bodies["$defs"])
+        components["securitySchemes"] = SECURITY
         schema["security"] = [{"key": []}]
         app.openapi_schema = schema
     return app.openapi_schema

@@ -46,7 +46,7 @@ async def get_alias(request: Request, task: TaskName, alias: AliasName) -> Alias
         VersionNotFound("pets", 9),
         AliasConflict("pets", "production", 1, 2),
     ),
-    openapi_extra=openapi.model_body(AliasRequest),
+    openapi_extra=openapi.body_of(openapi.json_body(AliasRequest)),
 )
 async def put_alias(request: Request, task: TaskName, alias: AliasName) -> Alias:
     """Point an alias at a version. With `expected`, only if it names that version now (null: none)."""

@@ -16,22 +16,15 @@ from server.routes.predict import MAX_WAIT, patience_seconds
 from server.rows import Rows
 from server.schemas import BatchRequest, Row, RowError
 
-DOCUMENTED = openapi.body_of(
-    {
-        "application/json": {"schema": BatchRequest.model_json_schema()},
-        "multipart/form-data": {
-            "schema": {
-                "type": "object",
-                "required": ["images", "tasks"],
-                "properties": {
-                    "images": {"type": "array", "items": openapi.FILE["schema"]},
-                    "tasks": {"type": "array", "items": {"type": "string", "examples": ["pets@canary"]}},
-                },
-            },
-            "encoding": {"tasks": {"style": "form", "explode": True}},
-        },
-    }
-)
+FORM = {
+    "type": "object",
+    "required": ["images", "tasks"],
+    "properties": {
+        "images": {"type": "array", "items": openapi.FILE["schema"]},
+        "tasks": {"type": "array", "items": {"type": "string", "examples": ["pets@canary"]}},
+    },
+}
+DOCUMENTED = openapi.body_of(openapi.json_body(BatchRequest) | {"multipart/form-data": {"schema": FORM}})
 DOCUMENTED["parameters"] = [*parameters(Shown), MAX_WAIT]
 
 router = APIRouter(prefix="/v1", tags=["predict"])

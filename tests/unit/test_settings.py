@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from server.errors import SettingsInvalid
 from server.settings import PREFIX, Settings, check_exposure
+from server.settings_reference import reference
 
 
 @pytest.fixture(autouse=True)
@@ -135,6 +136,15 @@ def test_missing_file_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SSFSERVE_CONFIG", "/nowhere.yaml")
     with pytest.raises(SettingsInvalid, match=r"/nowhere\.yaml cannot be read"):
         Settings.load()
+
+
+def test_the_reference_is_made_from_the_settings() -> None:
+    """Run `python -m server.settings_reference > docs/configuration.md` after a change."""
+    committed = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+    assert committed == reference()
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert f"`{PREFIX}{name.upper()}`" in committed
 
 
 def test_settings_are_frozen_and_travel_between_processes() -> None:
