@@ -30,29 +30,23 @@ class _Failure(NamedTuple):
 
 
 class _Claim(NamedTuple):
-    """A load that waits for a slot; it gets None if nobody wants the adapter any more."""
+    """A load that waits for a slot; it gets None once nobody wants the adapter."""
 
     digest: str
     slot: asyncio.Future[int | None]
 
 
-class _End(NamedTuple):
-    """How a load ended: not placed without a failure means that nobody wanted the adapter any more."""
-
-    placed: bool
-    failure: str | None = None
-
-
 class Residency:
     """Decides which adapters are on the device, and loads them. All methods run on one event loop.
 
-    There is one load per digest, whoever asks. `max_loads` at a time, by fair order between the tasks they
-    are for, may hold an adapter in memory and wait for a slot, first come first served; a registry that is
-    slow or away holds up only adapters that are nowhere else.
+    There is one load per digest, whoever asks. `max_loads` at a time from this host, and as many from the
+    registry, by fair order between the tasks they are for, may hold an adapter in memory and wait for a slot,
+    first come first served. So a registry that is slow or away holds up only adapters that are nowhere else.
 
     A slot that was loaded for waiting jobs stays until a batch has used it, so every load serves someone and
-    whoever waits is served. With T tasks that wait and R = min(slots that are not pinned, `max_loads`), a
-    job at the head of its task is in one of the next (T / R + 1) (3 R / `max_batch` + 2) batches.
+    nobody starves. With T tasks, S slots not pinned and R = min(S, `max_loads`), a job at the head of
+    its task is in one of the next (2 T / R + 1) (3 S / `max_batch` + 2) batches, if its bytes are at hand and
+    a load takes no longer than a batch.
     """
 
     def __init__(
@@ -73,11 +67,11 @@ class Residency:
         self._events = events
         self._wake = wake
         self._clock = clock
-        self.slots = SlotTable(device.info.slots, wanted=queue.wants, clock=clock)
+        self.slots = SlotTable(device.info.slots, wanted=self._is_awaited, clock=clock)
         self.pin_limit = min(limits.max_pinned, device.info.slots - 1)
-        self._seats = FairSemaphore(limits.max_loads)
-        self._fetches = FairSemaphore(limits.max_loads)
-        self._loads: dict[str, asyncio.Task[_End]] = {}
+        self._near = FairSemaphore(limits.max_loads)
+        self._far = FairSemaphore(limits.max_loads)
+        self._loads: dict[str, asyncio.Task[str | None]] = {}
         self._claims: deque[_Claim] = deque()
         self._callers: Counter[str] = Counter()
         self._failures: dict[str, _Failure] = {}
@@ -112,15 +106,12 @@ class Residency:
         self._callers[digest] += 1
         try:
             while self.slots.find(digest) is None:
-                end = await asyncio.shield(self._start(version))
-                if end.failure is not None:
-                    raise AdapterUnavailable(version.task, version.version, end.failure)
-                # a kept one that was evicted before it was kept has to come again
-                if end.placed and not self.slots.is_kept(digest):
-                    break
+                failure = await asyncio.shield(self._start(version))
+                if failure is not None:
+                    raise AdapterUnavailable(version.task, version.version, failure)
         finally:
             self._callers -= Counter((digest,))
-            self._sweep(digest)
+            self.unwanted(digest)
         return tier
 
     async def pin(self, version: Version) -> None:
@@ -157,8 +148,8 @@ class Residency:
         self._sweep(digest)
 
     def unwanted(self, digest: str) -> None:
-        """Note that a job for an adapter is gone unanswered."""
-        if not self._queue.wants(digest):
+        """Note that a job for an adapter is gone unanswered, or another caller content."""
+        if not self._is_awaited(digest):
             self.slots.unreserve(digest)
             self._sweep(digest)
             self.grant()
@@ -196,13 +187,12 @@ class Residency:
             load.cancel()
         await asyncio.gather(*loads, return_exceptions=True)
 
-    def _start(self, version: Version) -> asyncio.Task[_End]:
+    def _start(self, version: Version) -> asyncio.Task[str | None]:
         load = self._loads.get(version.digest)
         if load is None:
             self._refuse_failed(version)
             load = asyncio.get_running_loop().create_task(self._load(version))
             self._loads[version.digest] = load
-            load.add_done_callback(lambda _: self._ended(version.digest))
         return load
 
     def _refuse_failed(self, version: Version) -> None:
@@ -210,9 +200,17 @@ class Residency:
         if failure is not None and self._clock() < failure.until:
             raise AdapterUnavailable(version.task, version.version, failure.detail)
 
-    async def _load(self, version: Version) -> _End:
+    async def _load(self, version: Version) -> str | None:
         try:
-            return _End(await self._bring(version))
+            return await self._attempt(version)
+        finally:
+            # not in a callback: who waits must never find a load that is over
+            self._ended(version.digest)
+
+    async def _attempt(self, version: Version) -> str | None:
+        """Return why the load failed; None if it did not, or if nobody wants the adapter any more."""
+        try:
+            await self._bring(version)
         except (RegistryError, AdapterError) as error:
             detail = str(error)
         except TimeoutError:
@@ -220,32 +218,34 @@ class Residency:
         except Exception:
             logger.exception("loading version %d of task %s failed", version.version, version.task)
             detail = "loading it failed"
+        else:
+            return None
         self._fail(version.digest, detail)
-        return _End(placed=False, failure=detail)
+        return detail
 
-    async def _bring(self, version: Version) -> bool:
+    async def _bring(self, version: Version) -> None:
         started, digest = self._clock(), version.digest
-        async with self._seats.hold(version.task):
-            tier, adapter = await self._sources.look(digest)
-            if adapter is not None:
-                return await self._place(digest, adapter, tier, started)
-        async with self._fetches.hold(version.task):
+        if self._sources.is_near(digest):
+            async with self._near.hold(version.task):
+                tier, adapter = await self._sources.look(digest)
+                if adapter is not None:
+                    await self._place(digest, adapter, tier, started)
+                    return
+        async with self._far.hold(version.task):
             data = await self._sources.fetch(digest)
-            async with self._seats.hold(version.task):
-                adapter = await self._sources.fold(digest, data)
-                placed = await self._place(digest, adapter, Tier.STORED, started)
+            adapter = await self._sources.fold(digest, data)
+            await self._place(digest, adapter, Tier.STORED, started)
             # only now: the jobs need not wait for the disk
             await self._sources.store(digest, data)
-        return placed
 
-    async def _place(self, digest: str, adapter: FoldedAdapter, tier: Tier, started: float) -> bool:
-        """Copy an adapter into a slot when one can be had; return False if nobody wants it by then."""
+    async def _place(self, digest: str, adapter: FoldedAdapter, tier: Tier, started: float) -> None:
+        """Copy an adapter into a slot when one can be had, unless nobody wants it by then."""
         claim = _Claim(digest, asyncio.get_running_loop().create_future())
         self._claims.append(claim)
         self.grant()
         slot = await claim.slot
         if slot is None:
-            return False
+            return
         try:
             await self._sources.in_pool(self._device.load, slot, adapter)
         except BaseException:
@@ -257,7 +257,6 @@ class Residency:
         self._events.loaded(tier, self._clock() - started)
         self.grant()
         self._wake()
-        return True
 
     def _ended(self, digest: str) -> None:
         del self._loads[digest]
@@ -292,8 +291,11 @@ class Residency:
             version = ticket.job.version
             ticket.fail(AdapterUnavailable(version.task, version.version, detail))
 
+    def _is_awaited(self, digest: str) -> bool:
+        return self._queue.wants(digest) or digest in self._callers
+
     def _is_wanted(self, digest: str) -> bool:
-        return self._queue.wants(digest) or digest in self._callers or self.slots.is_kept(digest)
+        return self._is_awaited(digest) or self.slots.is_kept(digest)
 
     def _sweep(self, digest: str) -> None:
         """Drop a forgotten adapter if nothing needs it any more."""

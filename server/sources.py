@@ -46,6 +46,15 @@ class Sources:
             return Tier.HOST
         return Tier.DISK if self.disk is not None and digest in self.disk else Tier.STORED
 
+    def is_near(self, digest: str) -> bool:
+        """Tell whether `look` will most likely find the adapter on this host."""
+        if self.tier(digest) is not Tier.STORED:
+            return True
+        self._events.looked_up(Tier.HOST, False)
+        if self.disk is not None:
+            self._events.looked_up(Tier.DISK, False)
+        return False
+
     async def look(self, digest: str) -> tuple[Tier, FoldedAdapter | None]:
         """Look for an adapter on this host.
 

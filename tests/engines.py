@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -67,13 +69,13 @@ class Bench:
     def ask(
         self, version: Version, image: Image | None = None, *, deadline: float | None = None
     ) -> "asyncio.Task[Outcome]":
-        image = make_image() if image is None else image
+        image = make_image(size=4) if image is None else image
         return asyncio.create_task(self.engine.predict(Job(version, image, deadline)))
 
     async def answer(self, version: Version, image: Image | None = None) -> Logits:
         return (await self.ask(version, image)).logits
 
-    async def turns(self, count: int = 50) -> None:
+    async def turns(self, count: int = 100) -> None:
         """Let the event loop run everything that is due."""
         for _ in range(count):
             await asyncio.sleep(0)
@@ -92,12 +94,19 @@ async def bench(
     disk: Path | None = None,
     device: FakeDevice | None = None,
     blobs: FakeBlobs | None = None,
-    inline: bool = False,
+    inline: Literal["all", "loads", "nothing"] = "loads",
     clock: FakeClock | None = None,
 ) -> AsyncIterator[Bench]:
-    """Start an engine; drain it at the end. With `inline` there are no threads: the order is reproducible."""
+    """Start an engine; drain it at the end.
+
+    What runs inline has no threads, so it is over after a few turns of the loop, in the same order each time.
+    A test that stops the device needs the forward in a thread.
+    """
     device, blobs, events = device or FakeDevice(slots=slots), blobs or FakeBlobs(), Recorder()
-    pool = InlineExecutor()
+    limits, threads = limits or EngineLimits(), None
+    if inline != "nothing":
+        here = InlineExecutor()
+        threads = Threads(here if inline == "all" else ThreadPoolExecutor(1), here, here)
     now = clock or asyncio.get_running_loop().time
     engine = LocalEngine(
         device,
@@ -105,7 +114,7 @@ async def bench(
         limits=limits,
         disk=disk,
         events=events,
-        threads=Threads(pool, pool, pool) if inline else None,
+        threads=threads,
         clock=now,
     )
     try:

@@ -15,6 +15,7 @@ from server.limits import EngineLimits
 from tests.engines import assert_answers, bench
 from tests.fakes import CRASHES, NOT_FINITE, FakeClock, FakeDevice, make_image, stopped
 
+IMAGE = make_image(size=4)
 FOUR = EngineLimits(max_batch=4)
 
 
@@ -46,7 +47,7 @@ async def test_a_batch_holds_at_most_max_batch() -> None:
 
 
 async def test_a_task_with_few_jobs_does_not_wait_behind_one_with_many() -> None:
-    async with bench(limits=FOUR, inline=True) as b:
+    async with bench(limits=FOUR, inline="all") as b:
         greedy, modest = b.blobs.add("greedy"), b.blobs.add("modest")
         for version in (greedy, modest):
             await b.engine.prefetch(version)
@@ -56,7 +57,7 @@ async def test_a_task_with_few_jobs_does_not_wait_behind_one_with_many() -> None
 
 
 async def test_versions_of_one_task_take_turns() -> None:
-    async with bench(limits=EngineLimits(max_batch=2), inline=True) as b:
+    async with bench(limits=EngineLimits(max_batch=2), inline="all") as b:
         old, new = b.blobs.add("pets", 1), b.blobs.add("pets", 2)
         for version in (old, new):
             await b.engine.prefetch(version)
@@ -159,7 +160,7 @@ async def test_cancelling_a_running_job_leaves_its_neighbours_alone() -> None:
             await b.turns()
             gone.cancel()
             await b.turns()
-        assert_answers(await kept, versions[1], make_image())
+        assert_answers(await kept, versions[1], IMAGE)
         assert b.events.batches == [(2, 2)]
 
 
@@ -206,7 +207,7 @@ async def test_a_job_that_comes_late_is_refused() -> None:
 async def test_a_deadline_in_time_does_not_matter() -> None:
     async with bench() as b:
         version = b.blobs.add()
-        assert_answers(await b.ask(version, deadline=time.monotonic() + 60), version, make_image())
+        assert_answers(await b.ask(version, deadline=time.monotonic() + 60), version, IMAGE)
 
 
 async def test_only_the_guilty_fails_with_its_batch() -> None:
@@ -222,7 +223,7 @@ async def test_only_the_guilty_fails_with_its_batch() -> None:
         assert (failure.task, failure.version) == ("bad", 1)
         for outcome, version in zip(outcomes, good, strict=True):
             assert not isinstance(outcome, BaseException)
-            assert_answers(outcome, version, make_image())
+            assert_answers(outcome, version, IMAGE)
         assert len(b.device.batches) == 5
         b.engine.check()
 
@@ -235,7 +236,7 @@ async def test_a_poisoned_adapter_fails_alone() -> None:
         kept, poisoned = await asyncio.gather(b.ask(good), b.ask(bad), return_exceptions=True)
         assert isinstance(poisoned, OutputInvalid)
         assert not isinstance(kept, BaseException)
-        assert_answers(kept, good, make_image())
+        assert_answers(kept, good, IMAGE)
         assert b.events.batches == [(2, 2)]
         assert b.events.reasons == [Dropped.OUTPUT_INVALID]
 
@@ -255,7 +256,7 @@ async def test_a_device_that_loses_answers_cannot_shift_them() -> None:
             await b.engine.prefetch(version)
         outcomes = await asyncio.gather(*(b.ask(version) for version in versions))
         for outcome, version in zip(outcomes, versions, strict=True):
-            assert_answers(outcome, version, make_image())
+            assert_answers(outcome, version, IMAGE)
 
 
 async def test_a_device_that_always_fails_breaks_the_engine() -> None:
@@ -327,7 +328,7 @@ async def test_times_add_up() -> None:
             clock.advance(3)
             return super().run(images, slots)
 
-    async with bench(limits=EngineLimits(max_batch=1), clock=clock, device=Slow(), inline=True) as b:
+    async with bench(limits=EngineLimits(max_batch=1), clock=clock, device=Slow(), inline="all") as b:
         version = b.blobs.add()
         await b.engine.prefetch(version)
         first, second = await asyncio.gather(b.ask(version), b.ask(version))
