@@ -1,0 +1,106 @@
+"""Small frozen backbones and adapters with real tensors, built in milliseconds."""
+
+from collections.abc import Iterable, Mapping
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from adapters.file import Adapter
+from adapters.folding import preprocessing_of
+from adapters.manifest import BackboneRef, Manifest, Probe, SiteWidth
+from adapters.probe import compute_probe
+from backbone.families import find_sites
+from backbone.fingerprint import fingerprint
+from backbone.fold import Fold
+from backbone.load import Backbone
+from backbone.preprocess import ImageSpec
+from tests.builders import IMAGENET_MEAN, IMAGENET_STD
+
+_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+KINDS: Mapping[str, tuple[str, dict[str, object]]] = {
+    "vit": ("vit_tiny_patch16_224", _VIT),
+    "vit_layer_scale": ("vit_tiny_patch16_224", {**_VIT, "init_values": 0.5}),
+    "vit_registers": ("vit_tiny_patch16_224", {**_VIT, "reg_tokens": 4, "init_values": 0.5}),
+    "vit_average_pool": ("vit_tiny_patch16_224", {**_VIT, "global_pool": "avg"}),
+    "efficientnet": ("test_efficientnet", {}),
+}
+MERGEABLE = [kind for kind in KINDS if kind != "vit_average_pool"]
+SIZE = 32
+
+
+def create_plain(kind: str, num_classes: int = 0) -> nn.Module:
+    """Return timm's own model of a kind, without SSF, in eval mode."""
+    name, arguments = KINDS[kind]
+    return timm.create_model(name, num_classes=num_classes, **arguments).eval()
+
+
+def make_backbone(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Backbone:
+    """Return a backbone with random weights in which every part matters, down to BatchNorm statistics."""
+    model = create_plain(kind)
+    g = torch.Generator().manual_seed(seed)
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            noise = torch.randn(tensor.shape, generator=g)
+            tensor.copy_(noise / tensor[0].numel() ** 0.5 if tensor.ndim > 1 else _vector(name, noise))
+    return freeze(model, KINDS[kind][0], dtype)
+
+
+def _vector(name: str, noise: Tensor) -> Tensor:
+    centre = 0.0 if name.endswith(("bias", "running_mean")) else 1.0
+    return centre + 0.2 * noise.clamp(-2, 2)
+
+
+def freeze(model: nn.Module, name: str, dtype: torch.dtype = torch.float32, size: int = SIZE) -> Backbone:
+    """Return the backbone of a model that is already built."""
+    model = model.eval().requires_grad_(False).to(dtype)
+    family, sites = find_sites(model, name)
+    return Backbone(
+        name=name,
+        source="random weights of a test",
+        family=family,
+        model=model,
+        sites=sites,
+        fold=Fold.of(model, sites),
+        spec=ImageSpec(size, size, IMAGENET_MEAN, IMAGENET_STD),
+        fingerprint=fingerprint(model.state_dict()),
+    )
+
+
+def make_vectors(
+    backbone: Backbone, seed: int, std: float = 0.3
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return γ and β by site, far from the identity."""
+    g = torch.Generator().manual_seed(seed)
+    widths = backbone.sites.widths
+    scale = {name: 1 + std * torch.randn(width, generator=g) for name, width in widths.items()}
+    shift = {name: std * torch.randn(width, generator=g) for name, width in widths.items()}
+    return scale, shift
+
+
+def make_adapter(
+    backbone: Backbone,
+    *,
+    seed: int = 0,
+    classes: int = 5,
+    std: float = 0.3,
+    without: Iterable[str] = (),
+    probe: Probe | None = None,
+) -> Adapter:
+    """Return a random adapter at every site but those named in `without`; its probe is true unless given."""
+    scale, shift = make_vectors(backbone, seed, std)
+    for name in without:
+        del scale[name], shift[name]
+    g = torch.Generator().manual_seed(seed + 1)
+    weight = torch.randn(classes, backbone.head_width, generator=g) / backbone.head_width**0.5
+    bias = torch.randn(classes, generator=g)
+    manifest = Manifest(
+        method="ssf",
+        backbone=BackboneRef(name=backbone.name, fingerprint=backbone.fingerprint),
+        sites=tuple(SiteWidth(name=name, width=len(vector)) for name, vector in scale.items()),
+        head_width=backbone.head_width,
+        labels=tuple(f"class {index}" for index in range(classes)),
+        preprocessing=preprocessing_of(backbone),
+        probe=probe or compute_probe(backbone, scale=scale, shift=shift, head_weight=weight, head_bias=bias),
+    )
+    return Adapter(manifest, scale, shift, weight, bias)

@@ -1,0 +1,106 @@
+"""A merged model is a plain timm model that computes what the tuned one does."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from adapters.errors import NotMergeable
+from adapters.file import Adapter
+from adapters.merge import merge, merge_sites
+from backbone.errors import ShapeMismatch
+from backbone.load import Backbone
+from backbone.tuned import TunedModel
+from tests.models import MERGEABLE, SIZE, create_plain, freeze, make_adapter, make_backbone, make_vectors
+
+# float64 leaves only its own rounding; fp32 the rounding of the weights and of another order of operations
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+
+
+def tuned_logits(backbone: Backbone, adapter: Adapter, images: Tensor) -> Tensor:
+    tuned = TunedModel(backbone.model, backbone.sites)
+    tuned.set_vectors(adapter.scale, adapter.shift)
+    with torch.no_grad():
+        return tuned(images) @ adapter.head_weight.to(images.dtype).T + adapter.head_bias
+
+
+def make_images(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(7)).to(dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("kind", MERGEABLE)
+def test_merged_model_computes_what_the_tuned_one_does(kind: str, dtype: torch.dtype) -> None:
+    backbone = make_backbone(kind, dtype=dtype)
+    adapter = make_adapter(make_backbone(kind))
+    expected = tuned_logits(backbone, adapter, make_images(dtype))
+    got = merge(backbone, adapter)(make_images(dtype))
+    assert got.dtype is dtype
+    torch.testing.assert_close(got, expected, rtol=0, atol=TOLERANCE[dtype] * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("kind", MERGEABLE)
+def test_state_dict_loads_into_the_plain_timm_model(kind: str) -> None:
+    merged = merge(make_backbone(kind), make_adapter(make_backbone(kind)))
+    plain = create_plain(kind, num_classes=5)
+    plain.load_state_dict(merged.state_dict(), strict=True)
+    with torch.no_grad():
+        assert torch.equal(plain(make_images()), merged(make_images()))
+
+
+def test_backbone_is_left_as_it_was() -> None:
+    backbone = make_backbone("vit_layer_scale")
+    before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
+    merge(backbone, make_adapter(backbone))
+    after = backbone.model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_site_left_out_keeps_its_weights() -> None:
+    backbone = make_backbone("vit")
+    adapter = make_adapter(backbone, without=["blocks.1.attn.qkv"])
+    merged = merge(backbone, adapter).get_submodule("blocks.1.attn.qkv")
+    assert torch.equal(merged.weight, backbone.model.get_submodule("blocks.1.attn.qkv").weight)
+
+
+def test_site_on_the_residual_stream_is_refused() -> None:
+    backbone = make_backbone("vit_average_pool")
+    with pytest.raises(NotMergeable) as caught:
+        merge(backbone, make_adapter(backbone))
+    assert caught.value.site == "norm"
+
+
+def test_average_pooling_merges_without_that_site() -> None:
+    backbone = make_backbone("vit_average_pool")
+    adapter = make_adapter(backbone, without=["norm"])
+    expected = tuned_logits(backbone, adapter, make_images())
+    torch.testing.assert_close(merge(backbone, adapter)(make_images()), expected, rtol=1e-5, atol=1e-5)
+
+
+def make_without_bias() -> Backbone:
+    model = create_plain("vit")
+    qkv = model.get_submodule("blocks.0.attn")
+    qkv.qkv = nn.Linear(32, 96, bias=False)
+    return freeze(model, "vit_tiny_patch16_224")
+
+
+def test_shift_without_a_bias_to_take_it_is_refused() -> None:
+    backbone = make_without_bias()
+    scale, shift = make_vectors(backbone, seed=0)
+    with pytest.raises(NotMergeable, match=r"blocks\.0\.attn\.qkv has no bias"):
+        merge_sites(backbone, scale, shift)
+
+
+def test_scale_alone_needs_no_bias() -> None:
+    backbone = make_without_bias()
+    scale, _ = make_vectors(backbone, seed=0)
+    tuned = TunedModel(backbone.model, backbone.sites)
+    tuned.set_vectors(scale, {})
+    merged = merge_sites(backbone, scale, {})
+    torch.testing.assert_close(merged(make_images()), tuned(make_images()), rtol=1e-5, atol=1e-5)
+
+
+def test_unknown_site_is_named() -> None:
+    backbone = make_backbone("vit")
+    with pytest.raises(ShapeMismatch, match=r"blocks\.9\.norm1"):
+        merge_sites(backbone, {"blocks.9.norm1": torch.ones(32)}, {})
