@@ -52,8 +52,9 @@ class ActiveNames:
         now = self._clock()
         fade = 0.5 ** ((now - self._ranked) / HALF_LIFE_SECONDS)
         self._ranked = now
-        current = Counter({name: activity * fade for name, activity in self._activity.items()})
-        current.update(self._counted)
+        current: Counter[str] = Counter()
+        for past in (self._activity, self._counted):
+            current.update({name: activity * fade for name, activity in past.items()})
         self._counted.clear()
         self._displace(current)
         spare = heapq.nlargest(SPARE * self._limit, current, key=current.__getitem__)
