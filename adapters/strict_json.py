@@ -5,6 +5,8 @@ import reprlib
 from collections.abc import Sequence
 from typing import Any
 
+MAX_CONTAINERS = 100_000  # an empty list is two bytes there and sixty here
+
 _shown = reprlib.Repr()
 _shown.maxstring = 120
 
@@ -18,8 +20,11 @@ def loads(data: bytes) -> Any:
 
     Raises:
         DuplicateKey: If an object, at any depth, names a key twice.
-        ValueError: If it is not JSON, not UTF-8, has NaN or an infinity, or is nested too deeply.
+        ValueError: If it is not JSON, not UTF-8, has NaN or an infinity, is nested too deeply, or has more
+            lists and objects than any adapter needs.
     """
+    if data.count(b"[") + data.count(b"{") > MAX_CONTAINERS:
+        raise ValueError(f"it has more than {MAX_CONTAINERS} brackets")
     try:
         return json.loads(data.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
     except RecursionError as error:
