@@ -218,10 +218,9 @@ async def test_semaphore_forgets_who_stopped_waiting() -> None:
 
 async def test_semaphore_keeps_the_permit_of_who_is_let_in_and_cancelled_at_once() -> None:
     crowd = Crowd(1)
-    first, second, third = (crowd.send(task, task) for task in ("a", "b", "c"))
-    await turns()
-    crowd.exits["a"].set()
-    await first
+    async with crowd.semaphore.hold("a"):
+        second, third = crowd.send("b", "b"), crowd.send("c", "c")
+        await turns()
     second.cancel()
     await turns()
     assert crowd.inside == ["c"]
