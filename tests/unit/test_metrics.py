@@ -245,9 +245,9 @@ def test_no_counter_goes_back_while_its_series_lives_and_nothing_is_lost() -> No
     tasks = TaskMetrics(named=5, bounds=(1.0,), clock=clock)
     before: dict[str, float] = {}
     seen, done, lost = 0.0, 0, 0
-    for step in range(4_000):
+    for step in range(3000):
         clock.now = step / 10
-        tasks.answered(f"task{step % (step // 300 + 2)}", 0.5, 0.1)
+        tasks.answered(f"task{step // 500 * 3 + step % 3}", 0.5, 0.1)
         done += 1
         now = task_counts(tasks)
         gone = set(before) - set(now)
@@ -258,7 +258,7 @@ def test_no_counter_goes_back_while_its_series_lives_and_nothing_is_lost() -> No
         before = now
         assert len(now) <= 6
     assert seen == done
-    assert lost > 5
+    assert lost >= 5
 
 
 def test_equally_active_tasks_do_not_take_turns() -> None:
