@@ -1,0 +1,142 @@
+"""The one Ray Serve deployment: each of its replicas is a `server.replica.Replica`.
+
+HTTP, decoding and the engine are in one process: a call between two deployments costs more than the rest of
+a request. The queue is ours too, since only our batcher can mix what waits; Ray Serve lets all through.
+"""
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+
+from adapters.errors import AdapterError
+from backbone.errors import BackboneError
+from registry.errors import RegistryError
+from server import logs
+from server.errors import ServerError
+from server.exposition import CONTENT_TYPE, merge
+from server.replica import Replica
+from server.run_dir import RunDir
+from server.settings import Settings
+
+APP_NAME = "ssfserve"
+DEPLOYMENT_NAME = "Inference"
+
+# what is in the batcher's queue, being decoded, uploading, or asking for something else than a prediction
+ONGOING_BEYOND_QUEUE = 1024
+HEALTH_PERIOD_SECONDS = 5.0
+SCRAPE_SECONDS = 5.0
+CPUS_PER_REPLICA = 0.1  # for Ray's bookkeeping alone: threads are counted out by `cores.with_threads`
+
+EXPECTED = (ServerError, AdapterError, RegistryError, BackboneError)
+
+logger = logging.getLogger(__name__)
+
+
+class RayFleet:
+    """All running replicas, asked through Ray Serve. Costs about 25 ms for each replica."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    async def exposition(self) -> tuple[bytes, str]:
+        """Return the metrics of all replicas; one that does not answer is left out, as if it were gone."""
+        if self._handle is None:
+            self._handle = serve.get_deployment_handle(DEPLOYMENT_NAME, APP_NAME)
+        answers = await self._handle.broadcast("exposition").results_async(
+            timeout_s=SCRAPE_SECONDS, return_exceptions=True
+        )
+        texts = dict(sorted(answer for answer in answers if not isinstance(answer, BaseException)))
+        return merge(texts).encode(), CONTENT_TYPE
+
+
+@serve.deployment(name=DEPLOYMENT_NAME)
+@serve.ingress()  # the application is built in the replica, by `__serve_build_asgi_app__`
+class Inference:
+    """A replica under Ray Serve.
+
+    Args:
+        settings: The settings as JSON values: settings objects read the environment when unpickled.
+        run_dir: Where to report to the launcher; None where there is none, on a cluster.
+    """
+
+    async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
+        self, settings: dict[str, Any], run_dir: str | None
+    ) -> None:
+        read = Settings.model_validate(settings)
+        run = None if run_dir is None else RunDir(Path(run_dir))
+        if run is not None:
+            run.redirect_stderr()
+        logs.configure(level=read.log_level, log_format=read.log_format)
+        try:
+            self._replica = await Replica.open(read, fleet=RayFleet())
+        except Exception as error:
+            if run is not None:
+                run.report_failure(_reason(error))
+            raise
+        if run is not None:
+            run.report_ready(_report(self._replica))
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        return self._replica.app
+
+    async def exposition(self) -> tuple[str, str]:
+        """Return this replica's name and its metrics; called on every replica by `RayFleet`."""
+        return str(serve.get_replica_context().rank.rank), self._replica.metrics.text()
+
+    async def check_health(self) -> None:
+        """Have Ray Serve replace this replica if the engine cannot answer any more."""
+        self._replica.engine.check()
+
+    async def __del__(self) -> None:
+        """Let go of everything; Ray Serve awaits it when it stops the replica."""
+        if hasattr(self, "_replica"):
+            await self._replica.close()
+
+
+def bind(settings: Settings, run_dir: Path | None, *, gpus: float) -> Any:
+    """Return the application to deploy, for a cluster with so many GPUs."""
+    drain_seconds = settings.drain_timeout_ms / 1000
+    deployment: Any = Inference  # `serve.deployment` made it one
+    return deployment.options(
+        num_replicas=settings.replicas,
+        max_ongoing_requests=settings.max_queue + ONGOING_BEYOND_QUEUE,
+        health_check_period_s=HEALTH_PERIOD_SECONDS,
+        graceful_shutdown_wait_loop_s=0.2,
+        graceful_shutdown_timeout_s=drain_seconds + 5,
+        ray_actor_options={"num_cpus": CPUS_PER_REPLICA, "num_gpus": gpus_each(settings, gpus)},
+        logging_config={"log_level": "ERROR", "enable_access_log": False},
+    ).bind(settings.model_dump(mode="json"), None if run_dir is None else str(run_dir))
+
+
+def gpus_each(settings: Settings, gpus: float) -> float:
+    """Return the share of a GPU for each replica: replicas never straddle two, so shares are 1/n."""
+    if settings.device == "cpu" or gpus < 1:
+        return 0.0
+    return 1.0 / math.ceil(settings.replicas / gpus)
+
+
+def _report(replica: Replica) -> dict[str, Any]:
+    info = replica.engine.backbone
+    return {
+        "backbone": {
+            "name": info.name,
+            "parameters": info.parameters,
+            "dtype": info.dtype,
+            "device": info.device,
+            "height": info.preprocessing.height,
+            "width": info.preprocessing.width,
+            "slots": info.slots,
+        },
+        "tasks": replica.tasks(),
+    }
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, EXPECTED):
+        return str(error)
+    logger.error("the replica could not start", exc_info=error)
+    return f"the replica could not start: {type(error).__name__}: {error}"

@@ -1,0 +1,202 @@
+"""The process that holds Ray: start the cluster, deploy, announce, wait, drain, stop.
+
+The launcher runs it as `python -m server.ray_driver`, with an order as JSON on stdin and Ray's variables in
+the environment. Exit codes: 0 after an orderly stop; 1 when the server could not start, with the reason as
+one line on stderr; CRASHED when something unforeseen happened.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, TextIO
+
+import ray
+from ray import serve
+from ray.serve.schema import ApplicationStatus
+
+from server import banner, processes
+from server.cores import available_cores
+from server.ray_app import APP_NAME, bind
+from server.run_dir import CRASHED, RunDir
+from server.settings import Settings
+
+POLL_SECONDS = 0.25
+STILL_LOADING_SECONDS = 15.0
+OBJECT_STORE_BYTES = 100 * 2**20  # about the least Ray takes: nothing of ours goes through it
+
+
+class StartFailed(Exception):
+    """The server could not start; the text is for whoever started it."""
+
+
+class Stopped(Exception):
+    """The server was told to stop while it started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the launcher wants."""
+
+    settings: Settings
+    run: RunDir
+    metrics_port: int
+    launcher: int
+
+    @classmethod
+    def read(cls, stream: TextIO) -> Self:
+        order = json.load(stream)
+        return cls(
+            settings=Settings.model_validate(order["settings"]),
+            run=RunDir(Path(order["run_dir"])),
+            metrics_port=order["metrics_port"],
+            launcher=order["launcher"],
+        )
+
+
+def main() -> int:
+    order = Order.read(sys.stdin)
+    processes.adopt_orphans()
+    processes.die_with_parent(signal.SIGTERM, order.launcher)
+    try:
+        return _serve(order)
+    finally:
+        if os.getppid() != order.launcher:  # it died: what it would have done is ours to do
+            processes.end_descendants()
+            order.run.remove()
+
+
+def _serve(order: Order) -> int:
+    stop = threading.Event()
+    try:
+        with _cluster(order, stop):
+            _deploy(order)
+            _wait_until_ready(order, stop)
+            _say(banner.ready(order.settings, order.run.ready()[0]))
+            stop.wait()
+            serve.delete(APP_NAME)  # no new requests; returns when the accepted ones are answered
+    except Stopped:
+        return 0
+    except StartFailed as error:
+        _complain(str(error))
+        return 1
+    except Exception as error:  # noqa: BLE001  (whatever Ray raises)
+        if stop.is_set():
+            return 0
+        _complain(f"Ray could not start: {_last_line(error)}")
+        return CRASHED
+    return 0
+
+
+@contextlib.contextmanager
+def _cluster(order: Order, stop: threading.Event) -> Iterator[None]:
+    """Have Ray and Ray Serve run; from when Ray runs, SIGTERM sets `stop`."""
+    _say("starting Ray")
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    host = order.settings.host.strip("[]")
+    try:
+        _start_ray(order)
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())  # ray.init had set a handler of its own
+        serve.start(
+            http_options={
+                "host": "127.0.0.1" if host == "localhost" else host,
+                "port": order.settings.port,
+            },
+            logging_config={"log_level": "ERROR", "enable_access_log": False},
+        )
+        yield
+    finally:
+        with _quiet(), contextlib.suppress(Exception):
+            serve.shutdown()
+            ray.shutdown()
+
+
+def _start_ray(order: Order) -> None:
+    ray.init(
+        address="local",
+        # for Ray's bookkeeping alone: all replicas, HAProxy's manager and the controller shall find room
+        num_cpus=available_cores() + order.settings.replicas,
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _metrics_export_port=order.metrics_port,
+        _temp_dir=str(order.run.ray),
+    )
+
+
+def _deploy(order: Order) -> None:
+    _say(f"loading {order.settings.backbone}")
+    gpus = ray.cluster_resources().get("GPU", 0.0)
+    target = serve.RunTarget(bind(order.settings, order.run.path, gpus=gpus), name=APP_NAME)
+    serve.run_many([target], wait_for_applications_running=False)
+
+
+def _wait_until_ready(order: Order, stop: threading.Event) -> None:
+    tell_at = time.monotonic() + STILL_LOADING_SECONDS
+    while not (_is_running() and _answers(order.settings)):
+        if stop.wait(POLL_SECONDS):
+            raise Stopped
+        if reason := order.run.failure():
+            raise StartFailed(reason)
+        if time.monotonic() > tell_at:
+            tell_at += STILL_LOADING_SECONDS
+            _say(f"still loading {order.settings.backbone}")
+
+
+def _is_running() -> bool:
+    app = serve.status().applications.get(APP_NAME)
+    return app is not None and app.status == ApplicationStatus.RUNNING
+
+
+def _answers(settings: Settings) -> bool:
+    try:
+        with urllib.request.urlopen(f"{banner.address(settings)}/readyz", timeout=5) as answer:  # noqa: S310
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what Ray tells of its own actors' deaths off the terminal, also from its other threads."""
+    sys.stdout.flush()
+    kept = {stream: os.dup(stream) for stream in (1, 2)}
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in kept:
+        os.dup2(nowhere, stream)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        for stream, copy in kept.items():
+            os.dup2(copy, stream)
+            os.close(copy)
+        os.close(nowhere)
+
+
+def _last_line(error: Exception) -> str:
+    """Return what matters of an error of Ray's, whose text is a traceback from another process."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201
+
+
+def _complain(text: str) -> None:
+    print(f"ssfserve: {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""One replica, without Ray: everything that answers requests in this process, assembled from the settings.
+
+Ray Serve wraps it (`server.ray_app`); under plain uvicorn it is a complete server of its own.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from fastapi import FastAPI
+
+from adapters.errors import AdapterError
+from registry.base import Registry
+from registry.errors import RegistryError
+from registry.models import PRODUCTION
+from registry.open import open_registry
+from server.app import create_app
+from server.catalog import Catalog
+from server.contracts import Device
+from server.cores import with_threads
+from server.engine import LocalEngine
+from server.images import ImageDecoder
+from server.limits import EngineLimits
+from server.metrics import Metrics
+from server.observed_registry import ObservedRegistry
+from server.parts import Fleet, Phase, Readiness
+from server.seed import seed
+from server.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """Everything one process needs to answer requests. `close` it once."""
+
+    settings: Settings
+    app: FastAPI
+    engine: LocalEngine
+    registry: Registry
+    catalog: Catalog
+    decoder: ImageDecoder
+    metrics: Metrics
+    readiness: Readiness
+
+    @classmethod
+    async def open(
+        cls,
+        settings: Settings,
+        *,
+        fleet: Fleet | None = None,
+        open_device: Callable[[Settings], Device] | None = None,
+    ) -> Self:
+        """Load the backbone, register seeds, read the registry and warm up: seconds. Ready afterwards.
+
+        Args:
+            settings: As checked by `server.preflight`.
+            fleet: All replicas, if there may be others.
+            open_device: Makes the device, in a thread; by default the real one, which loads torch.
+
+        Raises:
+            BackboneError: If the backbone cannot be loaded.
+            RegistryError: If the registry does not answer.
+            SettingsInvalid: If a seed is broken.
+        """
+        settings = with_threads(settings)
+        device = await asyncio.to_thread(open_device or _open_torch_device, settings)
+        async with contextlib.AsyncExitStack() as on_failure:
+            metrics = Metrics.create(settings)
+            registry = ObservedRegistry(
+                open_registry(settings.registry, settings.data_dir), metrics.observe_registry
+            )
+            on_failure.push_async_callback(registry.close)
+            engine = LocalEngine(
+                device, registry.fetch, limits=limits_of(settings), disk=disk_of(settings), events=metrics
+            )
+            on_failure.push_async_callback(engine.drain)
+            if settings.seed_dir is not None:
+                await seed(settings.seed_dir, registry, engine)
+            catalog = Catalog(registry, forget=engine.forget, poll_seconds=settings.registry_poll_ms / 1000)
+            on_failure.push_async_callback(catalog.close)
+            await catalog.start()
+            await _warm_up(engine, registry, catalog)
+            on_failure.pop_all()
+        metrics.watch(engine, catalog)
+        decoder = ImageDecoder(
+            device.info.preprocessing,
+            max_pixels=settings.max_pixels,
+            threads=settings.decode_threads,
+            observe=metrics.observe_decode,
+        )
+        readiness = Readiness(Phase.READY)
+        app = create_app(
+            settings=settings,
+            engine=engine,
+            registry=registry,
+            catalog=catalog,
+            decoder=decoder,
+            metrics=metrics,
+            readiness=readiness,
+            fleet=fleet,
+        )
+        return cls(settings, app, engine, registry, catalog, decoder, metrics, readiness)
+
+    def tasks(self, limit: int = 100) -> list[str]:
+        """Return the names of the first tasks."""
+        page = self.catalog.tasks(after=None, limit=limit, allowed=lambda _: True)
+        return [task.task for task in page.items]
+
+    async def close(self) -> None:
+        """Want no more traffic, answer what was accepted, and let go of everything."""
+        self.readiness.phase = Phase.DRAINING
+        try:
+            async with asyncio.timeout(self.settings.drain_timeout_ms / 1000):
+                await self.engine.drain()
+        except TimeoutError:
+            logger.warning("accepted requests were not all answered in time")
+        await self.catalog.close()
+        await self.registry.close()
+        self.decoder.close()
+
+
+def limits_of(settings: Settings) -> EngineLimits:
+    return EngineLimits(
+        max_batch=settings.max_batch,
+        max_queue=settings.max_queue,
+        max_queue_per_task=settings.max_queue_per_task,
+        max_pinned=settings.pin_limit,
+        host_bytes=settings.host_cache_bytes,
+        disk_bytes=settings.disk_cache_bytes,
+    )
+
+
+def disk_of(settings: Settings) -> Path | None:
+    """Return the directory of the disk cache; the embedded registry is on this host's disk already."""
+    return None if settings.registry.startswith("embedded:") else settings.data_dir / "cache"
+
+
+def _open_torch_device(settings: Settings) -> Device:
+    from server.device import TorchDevice  # loads torch
+
+    return TorchDevice.open(settings)
+
+
+async def _warm_up(engine: LocalEngine, registry: Registry, catalog: Catalog) -> None:
+    """Run a forward before the first request has to, by checking one registered adapter's probe."""
+    page = catalog.tasks(after=None, limit=1, allowed=lambda _: True)
+    for task in page.items:
+        if PRODUCTION not in task.aliases:
+            continue
+        try:
+            version = await catalog.resolve(task.task)
+            await engine.validate(await registry.fetch(version.digest))
+        except (AdapterError, RegistryError) as error:
+            logger.warning("task %s cannot be served: %s", task.task, error)
