@@ -12,9 +12,13 @@ from typing import Annotated
 import typer
 
 CLIENT = "server.cli.client"
+TRAIN = "server.cli.train"
 MODULES = {
     "serve": "server.cli.serve",
     "doctor": "server.cli.doctor",
+    "train": TRAIN,
+    "eval": TRAIN,
+    "backbones": TRAIN,
     "push": CLIENT,
     "tasks": CLIENT,
     "promote": CLIENT,
