@@ -96,17 +96,14 @@ class Client:
 
     def tasks(self) -> Iterator[Json]:
         """Yield every task in name order, a page at a time."""
-        after: str | None = None
-        while True:
-            page = self._json("GET", "/v1/tasks", params={"after": after, "limit": PAGE})
-            yield from page["items"]
-            after = page.get("next_after")
-            if after is None:
-                return
+        for page in self._pages("/v1/tasks"):
+            yield from page["tasks"]
 
     def task(self, task: str) -> Json:
-        """Return one task: its versions, aliases, labels and tiers."""
-        return self._json("GET", f"/v1/tasks/{_part(task)}")
+        """Return one task with its aliases, its labels and all its versions."""
+        pages = list(self._pages(f"/v1/tasks/{_part(task)}"))
+        versions = [version for page in pages for version in page["versions"]]
+        return {**pages[0], "versions": versions, "next_after": None}
 
     def promote(self, task: str, version: int, alias: str, *, expected: int | None = None) -> Json:
         """Point an alias at a version; with `expected`, only if it names that version now."""
@@ -121,6 +118,15 @@ class Client:
         """Delete a version, or the whole task."""
         path = f"/v1/tasks/{_part(task)}"
         self._send("DELETE", path if version is None else f"{path}/versions/{version}")
+
+    def _pages(self, path: str) -> Iterator[Json]:
+        after: str | int | None = None
+        while True:
+            page = self._json("GET", path, params={"after": after, "limit": PAGE})
+            yield page
+            after = page["next_after"]
+            if after is None:
+                return
 
     def _json(self, method: str, path: str, **request: Any) -> Json:
         response = self._send(method, path, **request)

@@ -19,6 +19,7 @@ from server.errors import SettingsInvalid
 
 PREFIX = "SSFSERVE_"
 CONFIG_VARIABLE = f"{PREFIX}CONFIG"
+NOT_SETTINGS = frozenset({"config", "url", "key"})  # the last two are options of the command line's client
 SECRET = frozenset({"registry"})  # a URL may hold a password: never repeat its value
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
@@ -180,7 +181,7 @@ class Settings(BaseSettings):
             SettingsInvalid: Naming each unknown or invalid setting and the reason.
         """
         named = {name.upper().removeprefix(PREFIX).lower() for name in os.environ if _is_ours(name)}
-        _refuse_unknown("environment", named - {"config"}, cls.model_fields)
+        _refuse_unknown("environment", named - NOT_SETTINGS, cls.model_fields)
         from_file = _read_file(os.environ.get(CONFIG_VARIABLE) or None)
         _refuse_unknown(os.environ.get(CONFIG_VARIABLE, "file"), from_file, cls.model_fields)
         try:

@@ -1,31 +1,41 @@
 """The command `ssfserve`. One verb imports one module, and no module loads torch or Ray when imported.
 
 A verb's module holds `app`, a `typer.Typer` with the verb registered; what is heavy is imported inside the
-verb. To add a verb, name its module in MODULES.
+verb. To add a verb, put it into VERBS.
 """
 
 import sys
 from collections.abc import Sequence
 from importlib import import_module, metadata
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
-CLIENT = "server.cli.client"
-TRAIN = "server.cli.train"
-MODULES = {
-    "serve": "server.cli.serve",
-    "doctor": "server.cli.doctor",
-    "train": TRAIN,
-    "eval": TRAIN,
-    "backbones": TRAIN,
-    "push": CLIENT,
-    "tasks": CLIENT,
-    "promote": CLIENT,
-    "rollback": CLIENT,
-    "delete": CLIENT,
-    "predict": "server.cli.predict",
-    "keys": "server.cli.keys",
+
+class Verb(NamedTuple):
+    """Where a verb is, and its line in `--help`: the first of its docstring, so that nothing is imported."""
+
+    module: str
+    help: str
+
+
+CLIENT, TRAIN = "server.cli.client", "server.cli.train"
+VERBS = {
+    "serve": Verb("server.cli.serve", "Start a server on this host and run it until Ctrl-C or SIGTERM."),
+    "doctor": Verb(
+        "server.cli.doctor",
+        "Check this host and the settings, and say what to do; exit code 1 if a server could not run.",
+    ),
+    "train": Verb(TRAIN, "Train an adapter for a data set and write it to one file."),
+    "eval": Verb(TRAIN, "Measure an adapter on a data set, as the server would answer."),
+    "backbones": Verb(TRAIN, "List models that are known to work, their sites, and what an adapter costs."),
+    "push": Verb(CLIENT, "Upload an adapter file as the next version of a task."),
+    "tasks": Verb(CLIENT, "List the tasks, or the versions of one."),
+    "promote": Verb(CLIENT, "Point an alias at a version; `production` is the one that serves by default."),
+    "rollback": Verb(CLIENT, "Point an alias at the version it named before."),
+    "delete": Verb(CLIENT, "Delete a version, or a task with all its versions."),
+    "predict": Verb("server.cli.predict", "Classify images."),
+    "keys": Verb("server.cli.keys", "Make, list and delete API keys."),
 }  # in the order of `--help`
 
 
@@ -42,12 +52,19 @@ def main() -> None:
 
 
 def build(arguments: Sequence[str] = ()) -> typer.Typer:
-    """Return the app for some arguments: with the module of the verb they begin with, or with all."""
-    verb = next(iter(arguments), "")
+    """Return the app for some arguments: with the verb they name, or with names and help of all."""
+    verb = VERBS.get(next((word for word in arguments if not word.startswith("-")), ""))
     app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, callback=_top)
-    for module in [MODULES[verb]] if verb in MODULES else dict.fromkeys(MODULES.values()):
-        app.add_typer(import_module(module).app)
+    if verb is not None:
+        app.add_typer(import_module(verb.module).app)
+        return app
+    for name, listed in VERBS.items():
+        app.command(name, help=listed.help)(_not_imported)
     return app
+
+
+def _not_imported() -> None:
+    raise AssertionError("a verb that is named is imported")
 
 
 def _is_ours(error: Exception) -> bool:

@@ -42,7 +42,11 @@ def push(
     if as_json:
         show_json(answer)
     else:
-        typer.echo(f"{answer['task']} version {answer['version']} ({answer['digest']})")
+        typer.echo(f"{task} version {answer['version']} ({answer['digest']})")
+        if not answer["production"]:
+            typer.echo(
+                f"another version serves; to serve this one: ssfserve promote {task} {answer['version']}"
+            )
 
 
 @app.command()
@@ -115,17 +119,8 @@ def delete(
 
 
 def _show_versions(detail: dict[str, Any]) -> None:
-    names: dict[int, list[str]] = {}
-    for alias, number in sorted(detail["aliases"].items()):
-        names.setdefault(number, []).append(alias)
     rows = (
-        (
-            v["version"],
-            v["digest"][:12],
-            _when(v["created"]),
-            v["tier"],
-            " ".join(names.get(v["version"], [])),
-        )
+        (v["version"], v["digest"][:12], _when(v["created"]), v["tier"], " ".join(v["aliases"]))
         for v in detail["versions"]
     )
     show_table(("VERSION", "DIGEST", "CREATED", "TIER", "ALIASES"), rows)
