@@ -5,13 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-export SSFSERVE_SEED_DIR ?= demo
-
 .PHONY: serve test check bench test-gpu clean
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/.serve
-	@exec $(BIN)/ssfserve serve
+	@SSFSERVE_SEED_DIR="$${SSFSERVE_SEED_DIR-demo}" exec $(BIN)/ssfserve serve
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -ra
