@@ -1,4 +1,5 @@
 import inspect
+import math
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -6,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from registry.base import Registry
@@ -351,6 +352,24 @@ def test_promtool_finds_no_fault(metrics: Metrics) -> None:
             ["promtool", "check", "metrics"], input=own, text=True, capture_output=True, check=False
         )
         assert (found.returncode, found.stdout, found.stderr) == (0, "", "")
+
+
+def test_the_text_is_what_the_client_library_writes() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, max_batch=4, longest_seconds=1.0, named_tasks=2)
+    exercise(metrics)
+    metrics.observe_registry('odd "op"\\\n', math.inf, "\u2028")
+    metrics.observe_registry("none", math.nan, None)
+    theirs = parse(generate_latest(registry).decode())
+    expected = {key: number for key, number in theirs.items() if not key[0].endswith("_created")}
+    ours = parse(metrics.text())
+    own = [key for key in expected if key[0].startswith("ssfserve_")]  # the process moves on meanwhile
+    assert set(ours) == set(expected)
+    assert [ours[key] for key in own] == pytest.approx([expected[key] for key in own], rel=0, nan_ok=True)
+    heads = [line for line in generate_latest(registry).decode().split("\n") if line.startswith("#")]
+    assert [line for line in metrics.text().split("\n") if line.startswith("#")] == [
+        line for line in heads if "_created " not in line
+    ]
 
 
 def test_content_type_names_the_format(metrics: Metrics) -> None:
