@@ -89,6 +89,8 @@ class Exchanges:
         status = exchange.status or CLIENT_GONE  # no answer and no error: the server cancelled the request
         seconds = exchange.seconds
         self._metrics.observe_request(_route(scope), scope["method"], status, seconds)
+        if exchange.task is not None and status >= 400:  # only predictions of one task name it
+            self._metrics.observe_failure(exchange.task, status)
         if self._access_log:
             logger.info("request", extra={"fields": _fields(exchange, scope, status, seconds)})
 

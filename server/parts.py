@@ -34,6 +34,10 @@ class Metrics(Protocol):
         """Count an answer for a task: the highest probability, and how long it took."""
         ...
 
+    def observe_failure(self, task: str, status: int) -> None:
+        """Count a prediction that failed for a task that exists, by the status it was answered with."""
+        ...
+
     def render(self) -> tuple[bytes, str]:
         """Return the exposition and its content type."""
         ...

@@ -51,6 +51,8 @@ class Rows:
         content = await _attempt(self._predict(image, version))
         if isinstance(content, Exception):
             status, body, _ = report(content)
+            if isinstance(version, Version):
+                self.parts.metrics.observe_failure(version.task, status)
             return {"image": index, "task": ref, "status": status, **body}
         top1 = content["predictions"][0]["probability"]
         self.parts.metrics.observe_prediction(content["task"], top1, self.exchange.seconds)

@@ -97,6 +97,7 @@ def pixels(data: bytes) -> Image:
 class FakeMetrics:
     requests: list[tuple[str, str, int]] = field(default_factory=list)
     predictions: list[tuple[str, float]] = field(default_factory=list)
+    failures: list[tuple[str, int]] = field(default_factory=list)
 
     def observe_request(self, route: str, method: str, status: int, seconds: float) -> None:
         assert seconds >= 0
@@ -105,6 +106,9 @@ class FakeMetrics:
     def observe_prediction(self, task: str, top1: float, seconds: float) -> None:
         assert seconds >= 0
         self.predictions.append((task, top1))
+
+    def observe_failure(self, task: str, status: int) -> None:
+        self.failures.append((task, status))
 
     def render(self) -> tuple[bytes, str]:
         return b"ssfserve_up 1\n", "text/plain; version=1.0.0"
