@@ -1,0 +1,145 @@
+"""A server with two replicas, from start through a crash to an orderly stop, and its data after a restart."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import httpx
+import pytest
+
+from tests.e2e.adapters import Known, make_png
+from tests.e2e.calls import Json, check_answer, in_parallel, load, predict, samples, upload
+from tests.e2e.servers import STOP_SECONDS, Server, eventually, started
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("two")
+
+
+@pytest.fixture(scope="module")
+def pair(folder: Path) -> Iterator[Server]:
+    with started(folder, replicas=2, registry_poll_ms=50) as running:
+        yield running
+
+
+@pytest.fixture
+async def fresh(pair: Server) -> AsyncIterator[httpx.AsyncClient]:
+    """Return a client that opens a connection for each request, so that both replicas are met."""
+    limits = httpx.Limits(max_keepalive_connections=0)
+    async with httpx.AsyncClient(base_url=pair.url, timeout=60, limits=limits) as opened:
+        yield opened
+
+
+async def test_upload_at_one_replica_is_served_by_both_and_metrics_are_exact(
+    fresh: httpx.AsyncClient, cats: Known
+) -> None:
+    await upload(fresh, "cats", cats.data)
+    image = make_png(1)
+    before = await _answered(fresh)
+    answers = await in_parallel([lambda: predict(fresh, "cats", image)] * 40, width=8)
+    for answer in answers:
+        check_answer(answer, cats, image)
+    after = await _answered(fresh)
+    gained = {replica: count - before.get(replica, 0) for replica, count in after.items()}
+    assert set(gained) == {"0", "1"}
+    assert sum(gained.values()) == 40
+    assert min(gained.values()) > 0, "one replica got no request"
+
+
+async def test_replica_that_is_killed_comes_back(pair: Server, fresh: httpx.AsyncClient, cats: Known) -> None:
+    image = make_png(2)
+    replicas = pair.pids("ray::ServeReplica")
+    assert len(replicas) == 2
+
+    async def call(_: int) -> httpx.Response | None:
+        try:
+            return await predict(fresh, "cats", image)
+        except httpx.TransportError:
+            return None
+
+    async with load(call, width=4) as under_way:
+        await under_way.more(20)
+        os.kill(replicas[0], signal.SIGKILL)
+        await under_way.more(50)
+    failed = [answer for answer in under_way.results if answer is None or answer.status_code != 200]
+    assert len(failed) <= 8, "more than what was under way failed"
+    assert all(answer is None or answer.status_code in {500, 502, 503} for answer in failed)
+    await asyncio.to_thread(
+        eventually, lambda: len(pair.pids("ray::ServeReplica")) == 2, STOP_SECONDS, "the new replica"
+    )
+
+
+async def test_stop_answers_what_is_in_flight_and_the_data_survives(
+    folder: Path, pair: Server, cats: Known
+) -> None:
+    image = make_png(3)
+    requests = [await RawRequest.begin(pair, image) for _ in range(4)]
+    async with httpx.AsyncClient(base_url=pair.url, timeout=60) as client:
+        assert (await client.get("/readyz")).status_code == 200
+        pair.look()
+        pair.process.send_signal(signal.SIGTERM)
+        while await _is_ready(client):  # each look takes some time of the server
+            pass
+    for request in requests:
+        status, body = await request.finish()
+        assert (status, body["digest"]) == (200, cats.digest)
+    await asyncio.to_thread(pair.wait_gone)
+    assert pair.process.returncode == 0, pair.output
+    assert "Traceback" not in pair.output
+
+    with started(folder) as again:
+        async with httpx.AsyncClient(base_url=again.url, timeout=60) as client:
+            check_answer(await predict(client, "cats", image), cats, image)
+        # its driver is killed: the launcher ends all the rest
+        os.kill(again.pids("server.ray_driver")[0], signal.SIGKILL)
+        await asyncio.to_thread(again.wait_gone)
+    assert again.process.returncode == 1
+    assert again.output.splitlines()[-1] == "ssfserve: the serving process was ended by SIGKILL"
+
+
+@dataclass
+class RawRequest:
+    """A prediction of which the server has the head and half of the body."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    rest: bytes
+
+    @classmethod
+    async def begin(cls, server: Server, image: bytes) -> Self:
+        host, port = server.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = ("POST /v1/tasks/cats/predict HTTP/1.1", f"Host: {host}", "Content-Type: image/png")
+        sent = (*head, f"Content-Length: {len(image)}", "Connection: close", "", "")
+        half = len(image) // 2
+        writer.write("\r\n".join(sent).encode() + image[:half])
+        await writer.drain()
+        return cls(reader, writer, image[half:])
+
+    async def finish(self) -> tuple[int, Json]:
+        self.writer.write(self.rest)
+        head, _, body = (await self.reader.read()).partition(b"\r\n\r\n")
+        self.writer.close()
+        return int(head.split()[1]), json.loads(body)
+
+
+async def _is_ready(client: httpx.AsyncClient) -> bool:
+    return (await client.get("/readyz")).status_code == 200
+
+
+async def _answered(client: httpx.AsyncClient) -> dict[str, float]:
+    """Return how many predictions each replica has answered."""
+    counts: dict[str, float] = {}
+    for (name, labels), value in (await samples(client)).items():
+        of = dict(labels)
+        if name == "ssfserve_requests_total" and of["route"].endswith("/{task}/predict"):
+            counts[of["replica"]] = counts.get(of["replica"], 0) + value
+    return counts

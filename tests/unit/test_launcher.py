@@ -1,0 +1,209 @@
+"""What the launcher arranges, without starting Ray. The end-to-end tests start it."""
+
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import astuple
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from server import banner, haproxy, ports, preflight
+from server.cores import available_cores, with_threads
+from server.errors import SettingsInvalid
+from server.ray_environment import ray_environment, token_file
+from server.ray_launcher import with_absolute_paths
+from server.run_dir import RunDir
+from server.settings import Settings
+
+RAY_CONFIG = """\
+frontend prometheus
+    bind :20001
+    mode http
+frontend http_frontend
+    bind 0.0.0.0:8000
+listen stats
+  bind *:20002
+  stats enable
+"""
+
+
+def settings(**given: object) -> Settings:
+    return Settings.load(given)
+
+
+@pytest.fixture
+def run() -> Iterator[RunDir]:
+    made = RunDir.create()
+    yield made
+    made.remove()
+
+
+def test_haproxy_offers_its_insides_on_loopback_only() -> None:
+    closed = haproxy.close_binds(RAY_CONFIG)
+    assert "    bind 127.0.0.1:20001\n" in closed
+    assert "  bind 127.0.0.1:20002\n" in closed
+    assert "    bind 0.0.0.0:8000\n" in closed, "where clients come in stays as it was asked for"
+    assert haproxy.close_binds(closed) == closed
+
+
+def test_templates_of_this_ray_have_the_binds_that_are_closed() -> None:
+    """If Ray Serve words them otherwise some day, this fails rather than the ports being open."""
+    spec = find_spec("ray")  # read, not imported: Ray's own warnings would be errors here
+    assert spec
+    assert spec.origin
+    templates = (Path(spec.origin).parent / "serve/_private/haproxy_templates.py").read_text()
+    for name, port in (("metrics_port", "20001"), ("stats_port", "20002")):
+        templates = templates.replace(f"{{{{ config.{name} }}}}", port)
+    assert [port for _, _, port in haproxy.OPEN_BIND.findall(templates)] == ["20001", "20002"]
+
+
+def test_script_becomes_the_binary_with_a_closed_configuration(tmp_path: Path) -> None:
+    config, script = tmp_path / "haproxy.cfg", tmp_path / "haproxy"
+    config.write_text(RAY_CONFIG)
+    haproxy.write_script(script, "/bin/echo")
+    told = subprocess.run([script, "-db", "-f", config], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["-db", "-f", str(config)]
+    assert config.read_text() == haproxy.close_binds(RAY_CONFIG)
+
+
+def test_servers_on_one_host_share_no_port() -> None:
+    first, second = ports.choose(8000), ports.choose(8001)
+    assert len(single_ports(first)) == len(single_ports(second)) == 6
+    assert not single_ports(first) & single_ports(second)
+    assert not set(first.replicas) & set(second.replicas)
+
+
+@pytest.mark.parametrize("public", [1, 80, 8000, 32_767, 65_535])
+def test_chosen_ports_stay_in_their_ranges(public: int) -> None:
+    chosen = ports.choose(public)
+    assert chosen.fallback in ports.INTERNAL
+    assert chosen.replicas.start in ports.REPLICAS
+    assert chosen.replicas.stop <= ports.REPLICAS.stop
+
+
+def test_port_in_use_is_passed_over() -> None:
+    wanted = ports.choose(8000).fallback
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", wanted))
+        taken.listen()
+        assert wanted not in single_ports(ports.choose(8000))
+
+
+def single_ports(chosen: ports.Ports) -> set[int]:
+    return {value for value in astuple(chosen) if isinstance(value, int)}
+
+
+def test_taken_port_is_refused_with_its_name() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(SettingsInvalid, match=f"SSFSERVE_PORT: 127.0.0.1:{port} is in use"):
+            preflight.check_port(settings(port=port))
+
+
+def test_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(SettingsInvalid, match=r"SSFSERVE_HOST: cannot listen on 192\.0\.2\.1:8000"):
+        preflight.check_port(settings(host="192.0.2.1"))
+
+
+def test_data_dir_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data").touch()
+    with pytest.raises(SettingsInvalid, match="SSFSERVE_DATA_DIR"):
+        preflight.check_data_dir(tmp_path / "data")
+
+
+def test_token_is_private_and_lasts(tmp_path: Path) -> None:
+    path = token_file(tmp_path / "data")
+    token = path.read_text()
+    assert len(token) == 64
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert token_file(tmp_path / "data").read_text() == token
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+
+
+def test_environment_keeps_a_server_to_itself(tmp_path: Path, run: RunDir) -> None:
+    environment = ray_environment(settings(data_dir=tmp_path), run, ports.choose(8000))
+    ours = str(run.path)
+    paths = {name: value for name, value in environment.items() if value.startswith("/")}
+    assert all(value.startswith((ours, str(tmp_path))) for value in paths.values()), paths
+    assert environment["RAY_AUTH_MODE"] == "token"
+    assert environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+
+
+def test_socket_paths_stay_within_what_haproxy_takes(run: RunDir) -> None:
+    node_id = "f" * 56
+    assert len(str(run.path / node_id / "admin.sock")) <= 97
+
+
+def test_run_dir_is_private_and_brings_reports(run: RunDir) -> None:
+    assert stat.S_IMODE(run.path.stat().st_mode) == 0o700
+    assert (run.ready(), run.failure()) == ([], None)
+    run.report_ready({"tasks": ["pets"]})
+    run.report_failure("no weights")
+    assert run.ready() == [{"tasks": ["pets"]}]
+    assert run.failure() == "no weights"
+
+
+def test_launcher_does_not_load_ray() -> None:
+    code = "import sys, server.ray_launcher; sys.exit('ray' in sys.modules or 'torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_cores_follow_a_container_quota(tmp_path: Path) -> None:
+    quota = tmp_path / "cpu.max"
+    quota.write_text("100000 100000\n")
+    assert available_cores(quota) == 1
+    quota.write_text("max 100000\n")
+    assert available_cores(quota) == available_cores(tmp_path / "missing")
+
+
+def test_replicas_share_the_cores() -> None:
+    cores = available_cores()
+    assert with_threads(settings()).threads == cores
+    assert with_threads(settings(replicas=cores)).threads == 1
+    assert with_threads(settings(replicas=cores * 4)).decode_threads == 1
+    assert with_threads(settings(threads=3)).threads == 3
+
+
+def test_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "seeds").mkdir()
+    (tmp_path / "weights.safetensors").touch()
+    read = with_absolute_paths(settings(seed_dir="seeds", backbone_source="weights.safetensors"))
+    assert read.data_dir == tmp_path / "data"
+    assert read.seed_dir == tmp_path / "seeds"
+    assert read.backbone_source == str(tmp_path / "weights.safetensors")
+    assert with_absolute_paths(settings()).backbone_source == "auto"
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("localhost", "http://127.0.0.1:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("::", "http://[::1]:8000"),
+        ("10.0.0.7", "http://10.0.0.7:8000"),
+    ],
+)
+def test_banner_gives_an_address_that_works_here(host: str, address: str) -> None:
+    assert banner.address(settings(host=host)) == address
+
+
+def test_banner_sends_a_sample_that_lies_beside_the_seeds(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "pets_1.jpg").touch()
+    backbone = {
+        "name": "vit", "parameters": 5_500_000, "dtype": "float32", "device": "cpu",
+        "height": 32, "width": 32, "slots": 4,
+    }  # fmt: skip
+    told = banner.ready(settings(seed_dir=tmp_path), {"backbone": backbone, "tasks": ["cars", "pets"]})
+    command = told.splitlines()[-1]
+    assert f"--data-binary @{tmp_path}/images/pets_1.jpg -H 'Content-Type: image/jpeg'" in command
+    assert command.endswith("/v1/tasks/pets/predict")
