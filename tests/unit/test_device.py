@@ -1,0 +1,62 @@
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+
+from adapters.errors import AdapterFileInvalid, AdapterIncompatible, ProbeMismatch
+from adapters.file import write_adapter
+from backbone.executor import TorchExecutor
+from server.device import TorchDevice
+from tests.models import SIZE, make_adapter, make_backbone
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=["float32", "bfloat16"])
+def device(request: pytest.FixtureRequest) -> TorchDevice:
+    executor = TorchExecutor(make_backbone("vit_layer_scale"), device="cpu", dtype=request.param, slots=2)
+    return TorchDevice(executor, slots=2, dtype=request.param)
+
+
+def test_good_adapter_is_valid_and_answers(device: TorchDevice) -> None:
+    adapter = make_adapter(make_backbone("vit_layer_scale"), seed=4)
+    data = write_adapter(adapter)
+    assert device.validate(data) == adapter.manifest
+    device.load(2, device.fold(data))
+    logits = device.run([np.zeros((3, SIZE, SIZE), np.uint8)], [2])[0]
+    assert logits.shape == (5,) and logits.dtype == np.float32
+
+
+def test_adapter_with_another_probe_is_refused(device: TorchDevice) -> None:
+    backbone = make_backbone("vit_layer_scale")
+    other = make_adapter(backbone, seed=1).manifest.probe
+    with pytest.raises(ProbeMismatch):
+        device.validate(write_adapter(make_adapter(backbone, seed=4, probe=other)))
+
+
+def test_adapter_of_another_backbone_is_refused(device: TorchDevice) -> None:
+    data = write_adapter(make_adapter(make_backbone("vit_layer_scale", seed=9), seed=4))
+    with pytest.raises(AdapterIncompatible, match="fingerprint"):
+        device.validate(data)
+    with pytest.raises(AdapterIncompatible, match="fingerprint"):
+        device.fold(data)
+
+
+def test_bytes_that_are_no_adapter_are_refused(device: TorchDevice) -> None:
+    with pytest.raises(AdapterFileInvalid):
+        device.fold(b"not an adapter")
+
+
+def test_info_describes_the_backbone(device: TorchDevice) -> None:
+    info = device.info
+    backbone = make_backbone("vit_layer_scale")
+    assert info.fingerprint == backbone.fingerprint
+    assert dict(info.sites) == dict(backbone.sites.widths)
+    assert (info.executor, info.slots, info.preprocessing.height) == ("torch", 2, SIZE)

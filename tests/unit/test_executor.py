@@ -1,0 +1,157 @@
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from adapters.folding import fold_adapter
+from backbone.errors import DeviceUnavailable, ShapeMismatch
+from backbone.executor import FoldedAdapter, TorchExecutor, choose_device, choose_dtype
+from backbone.heads import Head, Heads
+from backbone.load import Backbone
+from backbone.tuned import TunedModel
+from tests.models import SIZE, make_adapter, make_backbone
+
+KINDS = ("vit_layer_scale", "efficientnet")
+CLASSES = (5, 3, 7)
+FP32_TOLERANCE = 1e-5
+# oneDNN's fp32 convolution sums in an order that depends on the place in the batch where the map is tiny
+PLACE_TOLERANCE = {("efficientnet", "float32"): 1e-6}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def backbone(kind: str) -> Backbone:
+    return make_backbone(kind)
+
+
+def make_images(count: int) -> list[NDArray[np.uint8]]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (3, SIZE, SIZE), dtype=np.uint8) for _ in range(count)]
+
+
+def filled(backbone: Backbone, dtype: str = "float32") -> tuple[TorchExecutor, list[FoldedAdapter]]:
+    """Return an executor with three adapters of different numbers of classes in slots 1 to 3."""
+    executor = TorchExecutor(backbone, device="cpu", dtype=dtype, slots=4)
+    adapters = [
+        fold_adapter(backbone, make_adapter(backbone, seed=seed, classes=classes))
+        for seed, classes in enumerate(CLASSES)
+    ]
+    for slot, adapter in enumerate(adapters, start=1):
+        executor.load(slot, adapter)
+    return executor, adapters
+
+
+def test_logits_are_those_of_the_definition(backbone: Backbone) -> None:
+    executor, _ = filled(backbone)
+    images = make_images(3)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (backbone.spec.mean, backbone.spec.std))
+    for index, logits in enumerate(executor.run(images, [1, 2, 3])):
+        adapter = make_adapter(backbone, seed=index, classes=CLASSES[index])
+        tuned = TunedModel(backbone.model, backbone.sites)
+        tuned.set_vectors(adapter.scale, adapter.shift)
+        normalized = (torch.from_numpy(images[index]).float() / 255 - mean) / std
+        with torch.no_grad():
+            expected = tuned(normalized.unsqueeze(0))[0] @ adapter.head_weight.T + adapter.head_bias
+        np.testing.assert_allclose(logits, expected, rtol=FP32_TOLERANCE, atol=FP32_TOLERANCE)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_answer_depends_on_neither_neighbours_nor_place(backbone: Backbone, kind: str, dtype: str) -> None:
+    executor, _ = filled(backbone, dtype)
+    images = make_images(4)
+    first = executor.run(images, [1, 2, 3, 1])
+    moved = executor.run(images[::-1], [1, 3, 2, 1])
+    beside_others = executor.run([images[0], *make_images(8)[5:]], [1, 3, 3, 3])
+    tolerance = PLACE_TOLERANCE.get((kind, dtype), 0.0)
+    for one, other in zip([*first, first[0]], [*moved[::-1], beside_others[0]], strict=True):
+        np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+def test_answer_beside_the_bank_equals_the_one_from_it(backbone: Backbone) -> None:
+    executor, adapters = filled(backbone)
+    image = make_images(1)[0]
+    from_bank = executor.run([image], [2])[0]
+    assert np.array_equal(executor.run_beside_bank(image, adapters[1]), from_bank)
+
+
+def test_poisoned_adapter_changes_no_other_answer(backbone: Backbone) -> None:
+    executor, adapters = filled(backbone)
+    images = make_images(3)
+    clean = executor.run(images, [1, 2, 3])
+    poison = FoldedAdapter(torch.full_like(adapters[1].row, 1e38), adapters[1].head)
+    executor.load(2, poison)
+    poisoned = executor.run(images, [1, 2, 3])
+    assert np.array_equal(poisoned[0], clean[0]) and np.array_equal(poisoned[2], clean[2])
+    assert not np.isfinite(poisoned[1]).all()
+
+
+def test_slot_can_be_filled_anew(backbone: Backbone) -> None:
+    executor, adapters = filled(backbone)
+    image = make_images(1)
+    of_the_third = executor.run(image, [3])[0]
+    executor.load(1, adapters[2])
+    assert np.array_equal(executor.run(image, [1])[0], of_the_third)
+
+
+def test_forwards_from_two_threads_do_not_mix_their_rows(backbone: Backbone) -> None:
+    executor, adapters = filled(backbone)
+    image = make_images(1)[0]
+    expected = executor.run([image], [1])[0]
+    stop, wrong = threading.Event(), []
+
+    def validate() -> None:
+        while not stop.is_set():
+            executor.run_beside_bank(image, adapters[2])
+
+    other = threading.Thread(target=validate)
+    other.start()
+    for _ in range(50):
+        if not np.array_equal(executor.run([image], [1])[0], expected):
+            wrong.append(1)
+    stop.set()
+    other.join()
+    assert not wrong
+
+
+def test_bank_row_of_another_width_is_named(backbone: Backbone) -> None:
+    executor, adapters = filled(backbone)
+    with pytest.raises(ShapeMismatch, match="row"):
+        executor.load(1, FoldedAdapter(adapters[0].row[:, :-1], adapters[0].head))
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias", "named"), [((3, 5), (3,), r"head\.weight"), ((3, 4), (2,), r"head\.bias")]
+)
+def test_head_that_does_not_fit_is_named(weight: tuple[int, int], bias: tuple[int], named: str) -> None:
+    with pytest.raises(ShapeMismatch, match=named):
+        Heads(4).write(1, Head(torch.zeros(weight), torch.zeros(bias)))
+
+
+def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == "cpu"
+    with pytest.raises(DeviceUnavailable, match="cuda"):
+        choose_device("cuda")
+
+
+def test_dtype_follows_what_the_cpu_can_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_dtype("float32", "cpu") == "float32"
+    for able, expected in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda able=able: able)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert choose_dtype("auto", "cpu") == expected
