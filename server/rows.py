@@ -43,7 +43,10 @@ class Rows:
                 group.create_task(self._row(index, ref, images[index], versions[ref]))
                 for index, ref in batch.pairs
             ]
-        return [row.result() for row in rows]
+            answers = await asyncio.gather(*rows)
+            for image in images:
+                image.cancel()  # one that outlasted the deadline of all its rows is of no use any more
+        return answers
 
     async def _row(
         self, index: int, ref: str, image: asyncio.Task[Image | Exception], version: Version | Exception

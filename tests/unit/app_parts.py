@@ -206,3 +206,10 @@ async def running(directory: Path, **settings: Any) -> AsyncIterator[World]:
         yield world
     await catalog.close()
     await registry.close()
+
+
+async def until_left(before: set[asyncio.Task[Any]]) -> None:
+    """Return once every task begun since has ended."""
+    async with asyncio.timeout(30):
+        while asyncio.all_tasks() - before:  # noqa: ASYNC110  (tasks of the application, not ours to await)
+            await asyncio.sleep(0)

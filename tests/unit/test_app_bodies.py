@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from starlette.types import Message
 
-from tests.unit.app_parts import JPEG, World, running
+from tests.unit.app_parts import JPEG, World, running, until_left
 
 CHUNK = bytes(1024)
 
@@ -117,7 +117,24 @@ async def test_the_job_of_a_client_that_leaves_is_dropped(world: World) -> None:
     assert await posting is None
     assert world.metrics.requests[-1][2] == 499
     assert not world.metrics.predictions
-    await _until_left(before)
+    await until_left(before)
+
+
+async def test_a_client_that_leaves_does_not_leave_its_task_cancelled(world: World) -> None:
+    """The server's task may go on to another request of the same connection."""
+    world.engine.gate.clear()
+    client = Client(JPEG)
+
+    async def serve() -> int:
+        await client.post(world, PATHS[0])
+        task = asyncio.current_task()
+        assert task is not None
+        return task.cancelling()
+
+    serving = asyncio.create_task(serve())
+    await _until_asked(world)
+    client.leaves.set()
+    assert await serving == 0
 
 
 async def test_rows_of_a_client_that_leaves_are_dropped(world: World) -> None:
@@ -129,7 +146,7 @@ async def test_rows_of_a_client_that_leaves_are_dropped(world: World) -> None:
     await _until_asked(world, 2)
     client.leaves.set()
     assert await posting is None
-    await _until_left(before)
+    await until_left(before)
 
 
 async def test_a_cancelled_request_stays_cancelled(world: World) -> None:
@@ -146,7 +163,7 @@ async def test_after_an_answer_nothing_of_the_request_is_left(world: World) -> N
     before = asyncio.all_tasks()
     client = Client(JPEG)
     assert await client.post(world, PATHS[0]) == 200
-    await _until_left(before)
+    await until_left(before)
 
 
 async def test_a_failure_after_the_head_is_out_cuts_the_answer_off(world: World) -> None:
@@ -167,11 +184,4 @@ async def test_a_failure_after_the_head_is_out_cuts_the_answer_off(world: World)
 async def _until_asked(world: World, jobs: int = 1) -> None:
     async with asyncio.timeout(30):
         while len(world.engine.jobs) < jobs:  # noqa: ASYNC110  (the fake engine has no event for it)
-            await asyncio.sleep(0)
-
-
-async def _until_left(before: set[asyncio.Task[Any]]) -> None:
-    """Return once every task begun since has ended."""
-    async with asyncio.timeout(30):
-        while asyncio.all_tasks() - before:  # noqa: ASYNC110  (tasks of the application, not ours to await)
             await asyncio.sleep(0)

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from server.errors import AdapterUnavailable
 from server.schemas import Row, RowError
 from tests.fakes import fake_logits
-from tests.unit.app_parts import JPEG, World, pixels, running
+from tests.unit.app_parts import JPEG, World, pixels, running, until_left
 
 URL = "/v1/predict"
 CAT, DOG = JPEG + b"cat", JPEG + b"dog"
@@ -153,6 +153,22 @@ async def test_the_deadline_holds_for_each_row(world: World) -> None:
     headers = {"x-request-timeout-ms": "200"}
     response = await send_form(world, [CAT], ["cars", "pets"], headers=headers)
     assert [row.get("status", 200) for row in response.json()] == [504, 200]
+
+
+async def test_a_decoder_that_hangs_cannot_outlast_the_deadline(world: World) -> None:
+    decode = world.decoder.decode
+
+    async def hangs_for_dogs(data: bytes, content_type: str | None) -> Any:
+        if data == DOG:
+            await asyncio.Event().wait()
+        return await decode(data, content_type)
+
+    world.decoder.decode = hangs_for_dogs  # type: ignore[method-assign]
+    before = asyncio.all_tasks()
+    headers = {"x-request-timeout-ms": "200"}
+    response = await send_form(world, [CAT, DOG], ["pets", "cars"], headers=headers)
+    assert [row.get("status", 200) for row in response.json()] == [200, 200, 504, 504]
+    await until_left(before)
 
 
 @pytest.mark.parametrize(
