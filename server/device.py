@@ -66,7 +66,8 @@ class TorchDevice:
         self._executor.load(slot, cast(TorchAdapter, adapter))
 
     def run(self, images: Sequence[Image], slots: Sequence[int]) -> list[Logits]:
-        return self._executor.run(images, slots)
+        logits: list[Logits] = self._executor.run(images, slots)
+        return logits
 
 
 def _describe(executor: TorchExecutor, *, slots: int, dtype: str) -> BackboneInfo:
