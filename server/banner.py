@@ -39,7 +39,7 @@ def _backbone(info: Mapping[str, Any]) -> str:
 
 def _tasks(tasks: list[str]) -> str:
     if not tasks:
-        return "none yet: ssfserve push <task> <file.safetensors>"
+        return "none yet: ssfserve push FILE --task TASK"
     more = f" and {len(tasks) - NAMED_TASKS} more" if len(tasks) > NAMED_TASKS else ""
     return ", ".join(tasks[:NAMED_TASKS]) + more
 
