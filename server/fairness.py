@@ -8,7 +8,7 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import NamedTuple
 
-SLACK = 64  # stale records kept before a sweep
+SLACK = 64  # stale places kept before a sweep
 
 
 class _Place(NamedTuple):
@@ -22,20 +22,17 @@ class _Place(NamedTuple):
 class FairOrder:
     """Tasks that want service, the one with the smallest counter first.
 
-    A task's counter grows by what it is served. Virtual time follows the smallest counter and grows by an
-    equal part of each service, so a task that returns, or is new, starts level with the others: absence earns
-    no credit, and a stream of newcomers cannot hold back who is there. With n tasks present, a task is served
-    within 3 n services of its joining.
+    Each service adds one to its task's counter. Virtual time follows the smallest counter, and each service
+    adds one n-th to it, so a task that is new or returns starts level with the n others: absence earns no
+    credit, and newcomers in a stream hold back nobody. A task is served within 3 n services of joining.
 
-    Every operation is O(log n). An absent task is remembered only while its counter is ahead of virtual time.
+    Every operation is O(log n). Nothing is kept of absent tasks.
     """
 
     def __init__(self) -> None:
         self._time = 0.0
         self._heap: list[_Place] = []
         self._present: dict[str, _Place] = {}
-        self._ahead: dict[str, float] = {}
-        self._ahead_limit = SLACK
         self._arrivals = count()
 
     def __len__(self) -> int:
@@ -47,14 +44,11 @@ class FairOrder:
     def join(self, task: str) -> None:
         """Let a task be served. Joining twice does nothing."""
         if task not in self._present:
-            self._put(task, max(self._ahead.pop(task, 0.0), self._time))
+            self._put(task, self._time)
 
     def leave(self, task: str) -> None:
-        place = self._present.pop(task, None)
-        if place is not None and place.counter > self._time:
-            self._ahead[task] = place.counter
-            self._sweep_ahead()
-        self._sweep_heap()
+        self._present.pop(task, None)
+        self._sweep()
 
     def first(self) -> str | None:
         """Return the task to serve next, None if no task is present."""
@@ -63,26 +57,21 @@ class FairOrder:
             heappop(heap)
         return heap[0].task if heap else None
 
-    def charge(self, task: str, cost: float = 1.0) -> None:
+    def charge(self, task: str) -> None:
         """Record that a present task was served."""
         counter = self._present[task].counter
-        self._time = max(self._time, counter) + cost / len(self._present)
-        self._put(task, counter + cost)
-        self._sweep_heap()
+        self._time = max(self._time, counter) + 1 / len(self._present)
+        self._put(task, counter + 1)
+        self._sweep()
 
     def _put(self, task: str, counter: float) -> None:
         place = self._present[task] = _Place(counter, next(self._arrivals), task)
         heappush(self._heap, place)
 
-    def _sweep_heap(self) -> None:
+    def _sweep(self) -> None:
         if len(self._heap) > 2 * len(self._present) + SLACK:
             self._heap = list(self._present.values())
             heapify(self._heap)
-
-    def _sweep_ahead(self) -> None:
-        if len(self._ahead) > self._ahead_limit:
-            self._ahead = {task: at for task, at in self._ahead.items() if at > self._time}
-            self._ahead_limit = 2 * len(self._ahead) + SLACK
 
 
 class FairSemaphore:

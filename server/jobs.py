@@ -60,7 +60,7 @@ class JobQueue:
     """Tickets that wait. Those whose adapter is on the device are *ready* and leave in fair order by task.
 
     Adapters of one task take turns; tickets of one adapter leave as they came. Every operation is O(log n)
-    in the number of tasks; nothing is kept of tasks without tickets but what FairOrder keeps.
+    in the number of tasks; nothing is kept of tasks without tickets.
     """
 
     def __init__(self) -> None:

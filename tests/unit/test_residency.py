@@ -163,18 +163,20 @@ async def test_evicted_is_who_was_used_longest_ago() -> None:
 
 
 async def test_evicted_is_first_who_has_no_jobs_waiting() -> None:
-    async with bench(slots=2, limits=EngineLimits(max_batch=1)) as b:
-        busy, idle, new = (b.blobs.add(name) for name in ("busy", "idle", "new"))
-        for version in (busy, idle):
+    async with bench(slots=3, limits=EngineLimits(max_batch=1)) as b:
+        busy, idle, running, new = (b.blobs.add(name) for name in ("busy", "idle", "running", "new"))
+        for version in (busy, idle, running):
             await b.ask(version)
         with stopped(b.device):
-            asked = [b.ask(busy) for _ in range(4)]
+            asked = [b.ask(running), b.ask(running)]
+            await b.turns()
+            asked += [b.ask(busy), b.ask(busy)]
             await b.turns()
             asked.append(b.ask(new))
             await b.turns()
+            assert b.engine.state(busy.digest).tier is Tier.DEVICE
+            assert b.engine.state(idle.digest).tier is Tier.HOST
         await asyncio.gather(*asked)
-        assert b.engine.state(idle.digest).tier is Tier.HOST
-        assert b.engine.state(busy.digest).tier is Tier.DEVICE
 
 
 async def test_a_slot_of_a_running_batch_is_never_evicted() -> None:
