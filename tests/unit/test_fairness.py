@@ -46,6 +46,18 @@ def test_absence_earns_no_credit() -> None:
     assert abs(Counter(serve(order) for _ in range(20))["early"] - 10) <= 1
 
 
+def test_a_crowd_that_left_leaves_no_credit_to_who_comes_next() -> None:
+    order = FairOrder()
+    for task in ("steady", *(f"crowd{i}" for i in range(9))):
+        order.join(task)
+    assert serve(order) == "steady"
+    for i in range(9):
+        order.leave(f"crowd{i}")
+    assert serve(order) == "steady"
+    order.join("new")
+    assert serve(order) == "steady"
+
+
 @pytest.mark.parametrize("others", [1, 2, 7])
 def test_leaving_and_returning_gains_nothing(others: int) -> None:
     order = FairOrder()

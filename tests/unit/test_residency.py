@@ -93,6 +93,20 @@ async def test_a_registry_that_hangs_holds_up_only_what_is_nowhere_else(tmp_path
         await asyncio.gather(*waiting)
 
 
+async def test_a_cold_adapter_is_fetched_while_others_wait_for_slots() -> None:
+    async with bench(slots=1, limits=EngineLimits(max_loads=1)) as b:
+        running, near, cold = (b.blobs.add(name) for name in ("running", "near", "cold"))
+        for version in (near, running):
+            await b.engine.prefetch(version)
+        with stopped(b.device):
+            asked = [b.ask(running)]
+            await b.turns()
+            asked += [b.ask(near), b.ask(cold)]
+            await b.turns()
+            assert b.blobs.fetched[cold.digest] == 1
+        await asyncio.gather(*asked)
+
+
 async def test_a_registry_that_never_answers_fails_the_job_in_the_end() -> None:
     async with bench(limits=EngineLimits(fetch_seconds=0.01)) as b:
         version = b.blobs.add()
@@ -176,6 +190,7 @@ async def test_evicted_is_first_who_has_no_jobs_waiting() -> None:
             await b.turns()
             assert b.engine.state(busy.digest).tier is Tier.DEVICE
             assert b.engine.state(idle.digest).tier is Tier.HOST
+            assert len(b.events.evictions) == 1
         await asyncio.gather(*asked)
 
 
