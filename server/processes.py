@@ -52,6 +52,17 @@ def descendants(pid: int) -> list[int]:
     return found[1:]
 
 
+def holders(folder: Path) -> list[int]:
+    """Return the processes that have a file or socket of a folder open, as far as this user may see."""
+    inside = f"{folder}/"
+    found = set()
+    for entry in PROC.glob("[0-9]*/fd/*"):
+        with contextlib.suppress(OSError):
+            if str(entry.readlink()).startswith(inside):
+                found.add(int(entry.parts[-3]))
+    return sorted(found - {os.getpid()})
+
+
 def end_descendants(grace_seconds: float = 3.0) -> int:
     """End everything below this process: ask, wait, then kill. Return how many there were."""
     below = descendants(os.getpid())

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Self, TextIO
 
 import ray
+import ray.serve._private.api as serve_api
 from ray import serve
 from ray.serve.schema import ApplicationStatus
 
@@ -32,6 +33,7 @@ from server.settings import Settings
 
 POLL_SECONDS = 0.25
 STILL_LOADING_SECONDS = 15.0
+PROXY_SECONDS = 300  # Ray Serve's 60 s for HAProxy to start are too few on a host that is busy
 OBJECT_STORE_BYTES = 100 * 2**20  # about the least Ray takes: nothing of ours goes through it
 
 
@@ -105,6 +107,7 @@ def _cluster(order: Order, stop: threading.Event) -> Iterator[None]:
     host = order.settings.host.strip("[]")
     try:
         _start_ray(order)
+        serve_api.HTTP_PROXY_TIMEOUT = PROXY_SECONDS
         signal.signal(signal.SIGTERM, lambda *_: stop.set())  # ray.init had set a handler of its own
         serve.start(
             http_options={
@@ -114,9 +117,11 @@ def _cluster(order: Order, stop: threading.Event) -> Iterator[None]:
             logging_config={"log_level": "ERROR", "enable_access_log": False},
         )
         yield
-    finally:
-        with _quiet(), contextlib.suppress(Exception):
+        with _quiet():
             serve.shutdown()
+    finally:
+        # after a failure without Ray Serve's own shutdown, which takes long and protects nothing then
+        with _quiet(), contextlib.suppress(Exception):
             ray.shutdown()
 
 

@@ -36,6 +36,7 @@ def launch(settings: Settings) -> int:
     """
     settings = with_absolute_paths(with_threads(settings))
     processes.adopt_orphans()
+    RunDir.sweep()
     run = RunDir.create()
     code = 0
     try:
@@ -98,6 +99,7 @@ def _start_driver(settings: Settings, run: RunDir) -> subprocess.Popen[str]:
     driver = subprocess.Popen(
         [sys.executable, "-m", "server.ray_driver"],
         stdin=subprocess.PIPE,
+        pass_fds=[run.hold()],
         env=os.environ | ray_environment(settings, run, chosen),
         start_new_session=True,
         text=True,

@@ -1,5 +1,6 @@
 """The private directory of one run of the server, shared by launcher, driver and replicas of one host.
 
+<run>/lock         held by launcher and driver: without, the run is over, whatever is left of it
 <run>/ray          Ray's session: sockets and logs
 <run>/haproxy      the script that starts HAProxy
 <run>/<node id>/   HAProxy's configuration and sockets; Ray Serve adds the directory
@@ -8,9 +9,12 @@
 <run>/failed.*     why a replica could not start
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -18,8 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from server import processes
+
 # short, and not $TMPDIR: HAProxy takes 97 characters for a socket's path, and Ray Serve adds 67
 PARENT = Path("/tmp")  # noqa: S108  (mkdtemp makes it private)
+
+PREFIX = "ssf-"
 
 CRASHED = 3  # exit code of a driver whose run directory is worth keeping
 
@@ -30,9 +38,39 @@ class RunDir:
 
     @classmethod
     def create(cls) -> Self:
-        made = cls(Path(tempfile.mkdtemp(prefix="ssf-", dir=PARENT)))
+        made = cls(Path(tempfile.mkdtemp(prefix=PREFIX, dir=PARENT)))
         os.mkfifo(made.log_pipe, 0o600)
         return made
+
+    def hold(self) -> int:
+        """Lock the directory; return the file descriptor that holds it, also when inherited."""
+        fresh = self.path / ".lock"
+        lock = os.open(fresh, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        fresh.rename(self._lock)
+        return lock
+
+    def is_over(self) -> bool:
+        """Tell whether launcher and driver of this run have both ended."""
+        try:
+            with self._lock.open("r+b") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # held, or not yet there
+            return False
+        return True
+
+    @classmethod
+    def sweep(cls) -> None:
+        """Remove what runs of this user left behind whose launcher and driver were killed together."""
+        for path in PARENT.glob(f"{PREFIX}*"):
+            with contextlib.suppress(OSError):
+                if path.stat().st_uid == os.getuid() and cls(path).is_over():
+                    processes.signal_all(processes.holders(path), signal.SIGKILL)
+                    cls(path).remove()
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / "lock"
 
     @property
     def ray(self) -> Path:

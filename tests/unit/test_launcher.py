@@ -1,5 +1,7 @@
 """What the launcher arranges, without starting Ray. The end-to-end tests start it."""
 
+import os
+import signal
 import socket
 import stat
 import subprocess
@@ -147,6 +149,28 @@ def test_run_dir_is_private_and_brings_reports(run: RunDir) -> None:
     run.report_failure("no weights")
     assert run.ready() == [{"tasks": ["pets"]}]
     assert run.failure() == "no weights"
+
+
+def test_run_is_over_when_nobody_holds_it(run: RunDir) -> None:
+    assert not run.is_over(), "it has not begun"
+    lock = run.hold()
+    heir = subprocess.Popen(["sleep", "100"], pass_fds=[lock])
+    os.close(lock)
+    assert not run.is_over(), "the child holds it"
+    RunDir.sweep()
+    assert run.path.exists()
+    heir.kill()
+    heir.wait()
+    assert run.is_over()
+
+
+def test_sweep_ends_and_removes_what_a_killed_run_left(run: RunDir) -> None:
+    os.close(run.hold())
+    with (run.path / "some.log").open("w") as log:
+        left = subprocess.Popen(["sleep", "100"], stdout=log)
+    RunDir.sweep()
+    assert left.wait(timeout=20) == -signal.SIGKILL
+    assert not run.path.exists()
 
 
 def test_launcher_does_not_load_ray() -> None:
