@@ -131,6 +131,9 @@ class Engine(Protocol):
             DeadlineExceeded: If the deadline passed before its batch began.
             Draining: If the engine is shutting down.
             AdapterUnavailable: If the adapter could not be loaded (its bytes are gone, or the registry is).
+            OutputInvalid: If the adapter gave logits that are not finite.
+            ComputeFailed: If the forward failed for this job alone.
+            EngineBroken: If no answer can be expected any more; see `check`.
         """
         ...
 

@@ -17,7 +17,7 @@ from adapters.manifest import Manifest, Preprocessing
 from registry.errors import BlobNotFound
 from registry.models import Version
 from server.contracts import AdapterState, BackboneInfo, FoldedAdapter, Image, Job, Logits, Outcome, Tier
-from server.errors import AdapterUnavailable, Draining, PinLimit
+from server.errors import Draining, PinLimit
 from tests.builders import FINGERPRINT, IMAGENET_MEAN, IMAGENET_STD, make_manifest
 
 MAGIC = b"FAKEADAPTER1\n"
@@ -279,7 +279,3 @@ def stopped(device: FakeDevice) -> Iterator[None]:
     """Keep the device from finishing a run inside the block."""
     with device.running:
         yield
-
-
-def unavailable(version: Version) -> AdapterUnavailable:
-    return AdapterUnavailable(version.task, version.version, "its bytes are gone")
