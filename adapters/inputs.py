@@ -6,7 +6,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from adapters.augment import augment
+from adapters.optim import Tunable
 from adapters.recipe import Recipe
+from adapters.spread import measure_spreads
 from backbone.errors import UnsupportedModel
 from backbone.executor import DTYPES
 from backbone.load import Backbone
@@ -33,10 +35,23 @@ class TunedInputs:
         if self._device.type == "cpu":
             _unfuse_attention(self.tuned.model)
         self._scale, self._shift = _pixel_affine(backbone.spec, self._device)
+        self._tunables = [Tunable(parameter) for parameter in self.tuned.vectors.parameters()]
         self._dropout = _patch_dropout(self.tuned.model, backbone.name, recipe.patch_drop)
 
-    def parameters(self) -> list[nn.Parameter]:
-        return list(self.tuned.vectors.parameters())
+    def tunables(self) -> list[Tunable]:
+        return self._tunables
+
+    def scale_steps(self, indices: Tensor) -> None:
+        """Scale each site's steps by its spread over some images."""
+        spreads = measure_spreads(self.tuned, lambda: self.eval(indices))
+        self._tunables = [
+            tunable
+            for vectors, spread in zip(self.tuned.vectors, spreads, strict=True)
+            for tunable in (
+                Tunable(vectors.scale, spread.scale_share),
+                Tunable(vectors.shift, spread.shift_share),
+            )
+        ]
 
     def train(self, indices: Tensor) -> Tensor:
         self._dropout.train()
@@ -76,7 +91,7 @@ class FrozenInputs:
             ]
         return cls(torch.cat(found).clone(), train)
 
-    def parameters(self) -> list[nn.Parameter]:
+    def tunables(self) -> list[Tunable]:
         return []
 
     def train(self, indices: Tensor) -> Tensor:

@@ -10,14 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from adapters.optim import make_optimizer, schedule
+from adapters.optim import Tunable, make_optimizer, schedule
 from adapters.recipe import Recipe
 
 
 class Inputs(Protocol):
     """What features come from: images through a tuned model, or a table of frozen features."""
 
-    def parameters(self) -> list[nn.Parameter]:
+    def tunables(self) -> list[Tunable]:
         """Return what trains beside the head."""
 
     def train(self, indices: Tensor) -> Tensor:
@@ -76,8 +76,9 @@ def fit(
         progress: Whether to draw a bar.
         report: Called after each epoch with its number, training and validation score.
     """
-    parameters = [*inputs.parameters(), *head.parameters()]
-    optimizer = make_optimizer(inputs.parameters(), head, recipe)
+    tunables = inputs.tunables()
+    parameters = [*(t.parameter for t in tunables), *head.parameters()]
+    optimizer = make_optimizer(tunables, head, recipe)
     per_epoch = math.ceil(len(train) / recipe.batch_size)
     scheduler = schedule(
         optimizer, steps=per_epoch * recipe.epochs, warmup_steps=round(per_epoch * recipe.warmup)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -11,15 +12,21 @@ from adapters.recipe import Recipe
 MIN_SHARE = 1e-3  # of the learning rate, at the last step
 
 
-def make_optimizer(vectors: Iterable[nn.Parameter], head: nn.Linear, recipe: Recipe) -> torch.optim.AdamW:
+@dataclass(frozen=True, slots=True)
+class Tunable:
+    """A vector γ or β, and its part of the learning rate."""
+
+    parameter: nn.Parameter
+    share: float = 1.0
+
+
+def make_optimizer(vectors: Iterable[Tunable], head: nn.Linear, recipe: Recipe) -> torch.optim.AdamW:
     """Return AdamW over γ/β and a head; weight decay acts on the head's weight alone."""
     groups = [
         {"params": [head.weight], "lr": recipe.head_lr, "weight_decay": recipe.weight_decay},
         {"params": [head.bias], "lr": recipe.head_lr, "weight_decay": 0.0},
     ]
-    tuned = list(vectors)
-    if tuned:
-        groups.append({"params": tuned, "lr": recipe.lr, "weight_decay": 0.0})
+    groups += [{"params": [v.parameter], "lr": recipe.lr * v.share, "weight_decay": 0.0} for v in vectors]
     return torch.optim.AdamW(groups)
 
 

@@ -23,7 +23,7 @@ class Recipe(BaseModel):
     method: Literal["ssf", "linear"] = "ssf"
     epochs: Annotated[int, Field(ge=1, le=100_000)]
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 16
-    lr: Rate = 2e-3
+    lr: Rate = 5e-3
     head_lr: Rate = 5e-4
     weight_decay: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.05
     warmup: Annotated[float, Field(ge=0, description="epochs")] = 1.0
@@ -33,6 +33,7 @@ class Recipe(BaseModel):
     patch_drop: Annotated[float, Field(ge=0, lt=1, description="share of patches left out")] = 0.0
     balance: bool = False
     sites: str = "*"
+    scale_steps: bool = Field(True, description="scale each site's learning rate by its spread")
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"
     threads: Annotated[int, Field(ge=1)] = 1

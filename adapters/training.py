@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 
@@ -22,6 +22,7 @@ from backbone.load import Backbone
 
 PACKAGES = ("torch", "timm", "numpy", "pillow", "safetensors")
 HEAD_STD = 0.01
+SPREAD_IMAGES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +78,9 @@ def train(
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)  # patch dropout draws from the global generator
         outcome, parts = _fit(backbone, dataset, parted, recipe, progress=progress, report=report)
-    parts = parts.rounded(store)
-    draft = Adapter(
-        _manifest(backbone, dataset, recipe, parts),
-        parts.scale,
-        parts.shift,
-        parts.head_weight,
-        parts.head_bias,
-    )
+        parts = parts.rounded(store)
+        manifest = _manifest(backbone, dataset, recipe, parts)
+    draft = Adapter(manifest, parts.scale, parts.shift, parts.head_weight, parts.head_bias)
     metrics = _metrics(outcome) | _served_metrics(backbone, draft, dataset, parted, recipe)
     record = Training(
         dataset=dataset.source.name,
@@ -99,13 +95,7 @@ def train(
         started=started.isoformat(timespec="seconds"),
         seconds=round(time.monotonic() - clock, 1),
     )
-    return Adapter(
-        draft.manifest.model_copy(update={"training": record}),
-        parts.scale,
-        parts.shift,
-        parts.head_weight,
-        parts.head_bias,
-    )
+    return replace(draft, manifest=manifest.model_copy(update={"training": record}))
 
 
 def _fit(
@@ -121,6 +111,8 @@ def _fit(
     tuned = TunedInputs(backbone, dataset.pixels, recipe, generator)
     head = _make_head(backbone.head_width, len(dataset.labels), generator).to(recipe.device)
     inputs: Inputs = tuned
+    if recipe.scale_steps:
+        tuned.scale_steps(parted.train[:: max(1, len(parted.train) // SPREAD_IMAGES)][:SPREAD_IMAGES])
     if recipe.method == "linear":
         inputs = FrozenInputs.compute(tuned, len(dataset), parted.train, progress=progress)
     outcome = fit(
