@@ -1,4 +1,4 @@
-"""How many cores this process may use, and who gets them."""
+"""How many cores this process may use, and how replicas share cores and GPUs."""
 
 import math
 import os
@@ -24,6 +24,13 @@ def with_threads(settings: Settings) -> Settings:
             "decode_threads": settings.decode_threads or fair_share,
         }
     )
+
+
+def gpu_share(settings: Settings, gpus: float) -> float:
+    """Return how much of a GPU each replica gets: all of one or 1/n, so that none straddles two."""
+    if settings.device == "cpu" or gpus < 1:
+        return 0.0
+    return 1.0 / math.ceil(settings.replicas / gpus)
 
 
 def _quota(cpu_max: Path) -> int:

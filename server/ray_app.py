@@ -5,7 +5,6 @@ a request. The queue is ours too, since only our batcher can mix what waits; Ray
 """
 
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from adapters.errors import AdapterError
 from backbone.errors import BackboneError
 from registry.errors import RegistryError
 from server import logs
+from server.cores import gpu_share
 from server.errors import ServerError
 from server.exposition import CONTENT_TYPE, merge
 from server.replica import Replica
@@ -107,16 +107,9 @@ def bind(settings: Settings, run_dir: Path | None, *, gpus: float) -> Any:
         health_check_period_s=HEALTH_PERIOD_SECONDS,
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=drain_seconds + 5,
-        ray_actor_options={"num_cpus": CPUS_PER_REPLICA, "num_gpus": gpus_each(settings, gpus)},
+        ray_actor_options={"num_cpus": CPUS_PER_REPLICA, "num_gpus": gpu_share(settings, gpus)},
         logging_config={"log_level": "ERROR", "enable_access_log": False},
     ).bind(settings.model_dump(mode="json"), None if run_dir is None else str(run_dir))
-
-
-def gpus_each(settings: Settings, gpus: float) -> float:
-    """Return the share of a GPU for each replica: replicas never straddle two, so shares are 1/n."""
-    if settings.device == "cpu" or gpus < 1:
-        return 0.0
-    return 1.0 / math.ceil(settings.replicas / gpus)
 
 
 def _report(replica: Replica) -> dict[str, Any]:

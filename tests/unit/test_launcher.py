@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from server import banner, haproxy, ports, preflight
-from server.cores import available_cores, with_threads
+from server.cores import available_cores, gpu_share, with_threads
 from server.errors import SettingsInvalid
 from server.ray_environment import ray_environment, token_file
 from server.ray_launcher import with_absolute_paths
@@ -192,6 +192,15 @@ def test_replicas_share_the_cores() -> None:
     assert with_threads(settings(replicas=cores)).threads == 1
     assert with_threads(settings(replicas=cores * 4)).decode_threads == 1
     assert with_threads(settings(threads=3)).threads == 3
+
+
+@pytest.mark.parametrize(
+    ("replicas", "gpus", "share"),
+    [(1, 1, 1.0), (4, 4, 1.0), (2, 4, 1.0), (2, 1, 0.5), (3, 2, 0.5), (5, 2, 1 / 3), (2, 0, 0.0)],
+)
+def test_replicas_share_the_gpus(replicas: int, gpus: int, share: float) -> None:
+    assert gpu_share(settings(replicas=replicas), gpus) == share
+    assert gpu_share(settings(replicas=replicas, device="cpu"), gpus) == 0
 
 
 def test_paths_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ ENDS_ALL = """
 import os, subprocess, sys
 from server.processes import adopt_orphans, descendants, end_descendants
 adopt_orphans()
-subprocess.run(["sh", "-c", sys.argv[1]], stdout=subprocess.DEVNULL)
+subprocess.run(["sh", "-c", sys.argv[1]], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 before = len(descendants(os.getpid()))
 ended = end_descendants(grace_seconds=0.3)
 print(before, ended, len(descendants(os.getpid())))
