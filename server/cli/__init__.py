@@ -28,6 +28,10 @@ VERBS = {
     ),
     "train": Verb(TRAIN, "Train an adapter for a data set and write it to one file."),
     "eval": Verb(TRAIN, "Measure an adapter on a data set, as the server would answer."),
+    "inspect": Verb(
+        "server.cli.inspect",
+        "Show what an adapter file holds, how it was trained, and how far it moved by depth.",
+    ),
     "backbones": Verb(TRAIN, "List models that are known to work, their sites, and what an adapter costs."),
     "push": Verb(CLIENT, "Upload an adapter file as the next version of a task."),
     "tasks": Verb(CLIENT, "List the tasks, or the versions of one."),

@@ -1,9 +1,11 @@
 """The adapter file: what is written is read back, and each broken rule has its own error."""
 
 import json
+import re
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,6 +175,13 @@ def test_every_reason_is_reached() -> None:
     assert {reason for _, reason in REFUSED.values()} == set(Reason)
 
 
+def test_every_reason_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs/adapter-format.md").read_text()
+    assert re.findall(
+        r"^\| `([a-z_]+)` \| (?:ends|claims|has|names|lacks|holds)", text, re.MULTILINE
+    ) == list(Reason)
+
+
 def test_broken_manifest_is_told_apart() -> None:
     with pytest.raises(ManifestInvalid, match="cannot be read as JSON"):
         read_adapter(with_header(lambda h: h.update(__metadata__={"ssfserve": "{"})))
@@ -206,23 +215,31 @@ def peak_memory_of_refusing(data: bytes) -> int:
     return peak
 
 
-@pytest.mark.parametrize(
-    "filler", [b"[],", b"{},", b'{"a":1},', b'"abcd",', b"1,", b"[[[[[]]]]],"], ids=bytes.decode
-)
-@pytest.mark.parametrize("inside", ["header", "manifest"])
-def test_hostile_json_costs_little_memory(inside: str, filler: bytes) -> None:
-    hostile = b"[" + filler * (2**18 // len(filler)) + b"1]"
+def hostile(filler: bytes, size: int, inside: str) -> bytes:
+    junk = b"[" + filler * (size // len(filler)) + b"1]"
     if inside == "header":
-        data = join(b'{"a":' + hostile + b"}", b"")
-    else:
-        data = with_header(lambda h: h["__metadata__"].update(ssfserve=hostile.decode()))
-    assert peak_memory_of_refusing(data) < 25 * len(data)
+        return join(b'{"a":' + junk + b"}", b"")
+    return with_header(lambda h: h["__metadata__"].update(ssfserve=junk.decode()))
+
+
+@pytest.mark.parametrize("inside", ["header", "manifest"])
+@pytest.mark.parametrize("filler", [b"[],", b"{},", b"[[[[[]]]]],"], ids=bytes.decode)
+def test_masses_of_brackets_are_refused_unparsed(inside: str, filler: bytes) -> None:
+    data = hostile(filler, 4 * 2**20, inside)
+    assert peak_memory_of_refusing(data) < 6 * len(data)
+
+
+@pytest.mark.parametrize("inside", ["header", "manifest"])
+@pytest.mark.parametrize("filler", [b'"abcd",', b"1,", b"123456,"], ids=bytes.decode)
+def test_other_masses_cost_little_memory(inside: str, filler: bytes) -> None:
+    data = hostile(filler, 2**18, inside)
+    assert peak_memory_of_refusing(data) < 20 * len(data)
 
 
 def test_escaped_brackets_cost_no_more() -> None:
     header, body = split(GOOD)
     header["__metadata__"]["ssfserve"] = "BRACKETS"
-    raw = json.dumps(header).encode().replace(b"BRACKETS", rb"\u005b" + rb"\u005b\u005d," * 2**17)
+    raw = json.dumps(header).encode().replace(b"BRACKETS", rb"\u005b" + rb"\u005b\u005d," * 2**18)
     assert peak_memory_of_refusing(join(raw, body)) < 5 * len(raw)
 
 
