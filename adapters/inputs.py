@@ -1,5 +1,8 @@
 """Where a training's features come from: a tuned model, or a table of the frozen model's."""
 
+from dataclasses import dataclass
+from typing import Self
+
 import torch
 from timm.layers import PatchDropout
 from torch import Tensor, nn
@@ -15,11 +18,41 @@ from backbone.load import Backbone
 from backbone.preprocess import ImageSpec
 from backbone.tuned import TunedModel
 
+FEATURES_BATCH = 32
+MIN_DEVIATION = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Standard:
+    """Mean and deviation [D] of features.
+
+    A head learns on standardised features: pooled features of a transformer vary little around a large mean,
+    which hides what is in them from any optimiser. Afterwards `absorb` folds both into the head.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor) -> Self:
+        """Measure features [n, D]."""
+        return cls(features.mean(0), features.std(0, correction=0).clamp_min(MIN_DEVIATION))
+
+    def apply(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.deviation
+
+    @torch.no_grad()
+    def absorb(self, head: nn.Linear) -> None:
+        """Turn a head for standardised features into one for plain ones, in place."""
+        head.weight.div_(self.deviation)
+        head.bias.sub_(head.weight @ self.mean)
+
 
 class TunedInputs:
     """Images through the backbone with trainable γ/β.
 
-    The frozen weights are in the recipe's dtype, γ/β and the head in fp32.
+    The frozen weights are in the recipe's dtype, γ/β and the head in fp32. Features are standardised once
+    `standard` is set.
     """
 
     def __init__(
@@ -34,6 +67,7 @@ class TunedInputs:
         self.tuned.to(self._device)
         if self._device.type == "cpu":
             _unfuse_attention(self.tuned.model)
+        self.standard: Standard | None = None
         self._scale, self._shift = _pixel_affine(backbone.spec, self._device)
         self._tunables = [Tunable(parameter) for parameter in self.tuned.vectors.parameters()]
         self._dropout = _patch_dropout(self.tuned.model, backbone.name, recipe.patch_drop)
@@ -65,31 +99,14 @@ class TunedInputs:
         images = pixels.to(self._device, torch.float32)
         normalised = torch.addcmul(self._shift, images, self._scale).to(self._dtype)
         features: Tensor = self.tuned(normalised)
-        return features.float()
+        return features.float() if self.standard is None else self.standard.apply(features.float())
 
 
 class FrozenInputs:
-    """A table of features [n, D] of the plain backbone, each channel brought to mean 0 and deviation 1.
+    """A table of features [n, D] that were computed once."""
 
-    The head is trained on the normalised features; `absorb` turns it into one for the plain features.
-    """
-
-    def __init__(self, features: Tensor, train: Tensor) -> None:
-        self._mean = features[train].mean(0)
-        self._deviation = features[train].std(0, correction=0).clamp_min(1e-6)
-        self._table = (features - self._mean) / self._deviation
-
-    @classmethod
-    def compute(
-        cls, tuned: TunedInputs, count: int, train: Tensor, *, batch_size: int = 32, progress: bool = False
-    ) -> "FrozenInputs":
-        """Run the backbone once over all images."""
-        batches = torch.arange(count).split(batch_size)
-        with torch.inference_mode():
-            found = [
-                tuned.eval(b) for b in tqdm(batches, desc="features", unit="batch", disable=not progress)
-            ]
-        return cls(torch.cat(found).clone(), train)
+    def __init__(self, table: Tensor) -> None:
+        self._table = table
 
     def tunables(self) -> list[Tunable]:
         return []
@@ -100,11 +117,13 @@ class FrozenInputs:
     def eval(self, indices: Tensor) -> Tensor:
         return self._table[indices]
 
-    @torch.no_grad()
-    def absorb(self, head: nn.Linear) -> None:
-        """Fold the normalisation into the head, in place."""
-        head.weight.div_(self._deviation)
-        head.bias.sub_(head.weight @ self._mean)
+
+def compute_features(inputs: TunedInputs, count: int, *, progress: bool = False) -> Tensor:
+    """Return the features [count, D], fp32, of all images as they are now: one forward each."""
+    batches = torch.arange(count).split(FEATURES_BATCH)
+    with torch.no_grad():
+        found = [inputs.eval(b) for b in tqdm(batches, desc="features", unit="batch", disable=not progress)]
+    return torch.cat(found)
 
 
 def _pixel_affine(spec: ImageSpec, device: torch.device) -> tuple[Tensor, Tensor]:

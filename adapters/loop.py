@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from adapters.data import Split
 from adapters.optim import Tunable, make_optimizer, schedule
 from adapters.recipe import Recipe
 
@@ -56,8 +57,7 @@ def fit(
     head: nn.Linear,
     targets: Tensor,
     *,
-    train: Tensor,
-    val: Tensor,
+    parted: Split,
     recipe: Recipe,
     generator: torch.Generator,
     progress: bool = False,
@@ -69,8 +69,7 @@ def fit(
         inputs: Where features come from.
         head: Linear [K, D].
         targets: Class of every image, int64 [n].
-        train: Indices to train on.
-        val: Indices that choose the epoch.
+        parted: Which images to train on, and which choose the epoch.
         recipe: The numbers.
         generator: Order of the images.
         progress: Whether to draw a bar.
@@ -79,7 +78,7 @@ def fit(
     tunables = inputs.tunables()
     parameters = [*(t.parameter for t in tunables), *head.parameters()]
     optimizer = make_optimizer(tunables, head, recipe)
-    per_epoch = math.ceil(len(train) / recipe.batch_size)
+    per_epoch = math.ceil(len(parted.train) / recipe.batch_size)
     scheduler = schedule(
         optimizer, steps=per_epoch * recipe.epochs, warmup_steps=round(per_epoch * recipe.warmup)
     )
@@ -87,7 +86,7 @@ def fit(
     kept: list[Tensor] = []
     with tqdm(total=per_epoch * recipe.epochs, desc="train", unit="step", disable=not progress) as bar:
         for epoch in range(1, recipe.epochs + 1):
-            order = epoch_order(targets, train, generator, balance=recipe.balance)
+            order = epoch_order(targets, parted.train, generator, balance=recipe.balance)
             scores = []
             for batch in order.split(recipe.batch_size):
                 loss, accuracy = _forward(inputs, head, targets, batch, recipe.label_smoothing)
@@ -98,7 +97,7 @@ def fit(
                 scheduler.step()
                 scores.append((len(batch), Score(accuracy, loss.item())))
                 bar.update()
-            seen, held = _mean(scores), score(inputs, head, targets, val, recipe.batch_size)
+            seen, held = _mean(scores), score(inputs, head, targets, parted.val, recipe.batch_size)
             bar.set_postfix(epoch=epoch, loss=f"{seen.loss:.3f}", val=f"{held.accuracy:.3f}")
             if report is not None:
                 report(epoch, seen, held)

@@ -23,8 +23,8 @@ class Recipe(BaseModel):
     method: Literal["ssf", "linear"] = "ssf"
     epochs: Annotated[int, Field(ge=1, le=100_000)]
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 16
-    lr: Rate = 5e-3
-    head_lr: Rate = 5e-4
+    lr: Rate = 2e-3
+    head_lr: Rate = 1e-3
     weight_decay: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.05
     warmup: Annotated[float, Field(ge=0, description="epochs")] = 1.0
     clip: Annotated[float, Field(gt=0, description="largest norm of a step's gradient")] = 1.0
@@ -37,6 +37,7 @@ class Recipe(BaseModel):
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"
     threads: Annotated[int, Field(ge=1)] = 1
+    warm_start: bool = Field(True, description="fit the head on the first features, then train everything")
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.15
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
@@ -64,6 +65,10 @@ class Recipe(BaseModel):
             raise ValueError("linear computes features once: it takes no augment, patch_drop or sites")
         return self
 
+    def for_head(self) -> Self:
+        """Return the recipe that fits the head first, on features of unit deviation."""
+        return self.model_copy(update=self.defaults("linear"))
+
     def chosen_sites(self, sites: SiteList) -> tuple[str, ...]:
         """Return the names of the sites that train, in forward order.
 
@@ -78,7 +83,6 @@ class Recipe(BaseModel):
         names = [site.name for site in sites]
         idle = [p for p in patterns if not any(fnmatchcase(name, p) for name in names)]
         if idle or not patterns:
-            raise ValueError(
-                f"no site matches {', '.join(idle) or 'an empty list'}; there are {', '.join(names)}"
-            )
+            wanted = ", ".join(idle) or "an empty list"
+            raise ValueError(f"no site matches {wanted}; they go from {names[0]} to {names[-1]}")
         return tuple(name for name in names if any(fnmatchcase(name, p) for p in patterns))

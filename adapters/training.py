@@ -4,6 +4,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib import metadata
 
 import torch
@@ -13,8 +14,8 @@ from adapters.data import Dataset, Split, split
 from adapters.evaluation import evaluate, served
 from adapters.file import Adapter
 from adapters.folding import preprocessing_of
-from adapters.inputs import FrozenInputs, TunedInputs
-from adapters.loop import EpochReport, Inputs, Outcome, fit
+from adapters.inputs import FrozenInputs, Standard, TunedInputs, compute_features
+from adapters.loop import EpochReport, Outcome, fit
 from adapters.manifest import BackboneRef, Manifest, SiteWidth, Training
 from adapters.probe import compute_probe
 from adapters.recipe import Recipe
@@ -110,24 +111,21 @@ def _fit(
     generator = torch.Generator().manual_seed(recipe.seed)
     tuned = TunedInputs(backbone, dataset.pixels, recipe, generator)
     head = _make_head(backbone.head_width, len(dataset.labels), generator).to(recipe.device)
-    inputs: Inputs = tuned
-    if recipe.scale_steps:
-        tuned.scale_steps(parted.train[:: max(1, len(parted.train) // SPREAD_IMAGES)][:SPREAD_IMAGES])
-    if recipe.method == "linear":
-        inputs = FrozenInputs.compute(tuned, len(dataset), parted.train, progress=progress)
-    outcome = fit(
-        inputs,
-        head,
-        dataset.targets,
-        train=parted.train,
-        val=parted.val,
-        recipe=recipe,
-        generator=generator,
-        progress=progress,
-        report=report,
+    fit_head = partial(
+        fit, head=head, targets=dataset.targets, parted=parted, generator=generator, progress=progress
     )
-    if isinstance(inputs, FrozenInputs):
-        inputs.absorb(head)
+    features = compute_features(tuned, len(dataset), progress=progress)
+    tuned.standard = Standard.of(features[parted.train])
+    table = FrozenInputs(tuned.standard.apply(features))
+    if recipe.method == "linear":
+        outcome = fit_head(table, recipe=recipe, report=report)
+    else:
+        if recipe.warm_start:
+            fit_head(table, recipe=recipe.for_head())
+        if recipe.scale_steps:
+            tuned.scale_steps(parted.train[:: max(1, len(parted.train) // SPREAD_IMAGES)][:SPREAD_IMAGES])
+        outcome = fit_head(tuned, recipe=recipe, report=report)
+    tuned.standard.absorb(head)
     scale = {name: vector.cpu() for name, vector in tuned.tuned.scale().items()}
     shift = {name: vector.cpu() for name, vector in tuned.tuned.shift().items()}
     return outcome, Parts(scale, shift, head.weight.detach().cpu(), head.bias.detach().cpu())

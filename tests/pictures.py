@@ -21,10 +21,10 @@ def tint(target: int, random: np.random.Generator) -> NDArray[np.uint8]:
 
 def stripes(target: int, random: np.random.Generator) -> NDArray[np.uint8]:
     """Stripes across (class 0) or down (class 1), at a random phase and strength: no pixel tells anything."""
-    phase, strength = random.uniform(0, 2 * np.pi), random.uniform(30, 90)
-    wave = 128 + strength * np.sin(2 * np.pi * np.arange(SIDE) / 4 + phase)
+    phase, strength = random.uniform(0, 2 * np.pi), random.uniform(10, 25)
+    wave = 128 + strength * np.sin(2 * np.pi * np.arange(SIDE) / 5 + phase)
     image = np.broadcast_to(wave[:, None] if target == 0 else wave[None, :], (SIDE, SIDE))
-    noisy = image[..., None] + random.normal(0, 12, (SIDE, SIDE, 3))
+    noisy = image[..., None] + random.normal(0, 40, (SIDE, SIDE, 3))
     return noisy.clip(0, 255).astype(np.uint8)
 
 

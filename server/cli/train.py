@@ -198,6 +198,10 @@ def _train(data: Path, backbone: "Backbone", recipe: "Recipe", target: Path, sto
 
     if store not in DTYPES:
         raise typer.BadParameter(f"is none of {', '.join(DTYPES)}", param_hint="--store")
+    try:
+        recipe.chosen_sites(backbone.sites)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--sites") from None
     interactive = sys.stderr.isatty()
     dataset = load_dataset(data, backbone.spec, threads=recipe.threads, progress=interactive)
     if dataset.copies:
@@ -210,7 +214,7 @@ def _train(data: Path, backbone: "Backbone", recipe: "Recipe", target: Path, sto
         store=DTYPES[store],
         command=_command_line(),
         progress=interactive,
-        report=None if interactive else _print_epoch,
+        report=None if interactive or recipe.method == "linear" else _print_epoch,
     )
     written = save_checked(adapter, backbone, target, device=recipe.device, dtype=recipe.dtype)
     _show_result(adapter.manifest.training.metrics if adapter.manifest.training else {})

@@ -35,8 +35,8 @@ def test_served_and_reference_arithmetic_agree(kind: str, dataset: Dataset) -> N
     folded = served(backbone, adapter, device="cpu", dtype="float32")(pixels)
     plain = reference(backbone, adapter)(pixels)
     spread = float(np.abs(plain - plain.mean(0)).max())
-    np.testing.assert_allclose(folded, plain, atol=1e-4 * max(spread, 1.0))
-    assert spread > 1e-2
+    np.testing.assert_allclose(folded, plain, atol=1e-3 * spread)
+    assert spread > 1e-3
 
 
 def test_counts_are_of_true_by_predicted_class(dataset: Dataset) -> None:

