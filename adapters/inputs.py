@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from adapters.augment import augment
+from adapters.data import Split
 from adapters.optim import Tunable
 from adapters.recipe import Recipe
 from adapters.spread import measure_spreads
@@ -118,12 +119,22 @@ class FrozenInputs:
         return self._table[indices]
 
 
-def compute_features(inputs: TunedInputs, count: int, *, progress: bool = False) -> Tensor:
-    """Return the features [count, D], fp32, of all images as they are now: one forward each."""
-    batches = torch.arange(count).split(FEATURES_BATCH)
+def compute_features(inputs: TunedInputs, parted: Split, *, progress: bool = False) -> Tensor:
+    """Return the features [n, D], fp32, of all images as they are now: one forward each.
+
+    Images to train on are seen as training sees them: a head fitted to unchanged images is lost on changed ones.
+    """
+    table: Tensor | None = None
+    views = [(inputs.train, batch) for batch in parted.train.split(FEATURES_BATCH)]
+    views += [(inputs.eval, batch) for batch in parted.val.split(FEATURES_BATCH)]
     with torch.no_grad():
-        found = [inputs.eval(b) for b in tqdm(batches, desc="features", unit="batch", disable=not progress)]
-    return torch.cat(found)
+        for view, batch in tqdm(views, desc="features", unit="batch", disable=not progress):
+            features = view(batch)
+            if table is None:
+                table = features.new_zeros(len(parted.train) + len(parted.val), features.shape[1])
+            table[batch] = features
+    assert table is not None
+    return table
 
 
 def _pixel_affine(spec: ImageSpec, device: torch.device) -> tuple[Tensor, Tensor]:

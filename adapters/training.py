@@ -114,7 +114,7 @@ def _fit(
     fit_head = partial(
         fit, head=head, targets=dataset.targets, parted=parted, generator=generator, progress=progress
     )
-    features = compute_features(tuned, len(dataset), progress=progress)
+    features = compute_features(tuned, parted, progress=progress)
     tuned.standard = Standard.of(features[parted.train])
     table = FrozenInputs(tuned.standard.apply(features))
     if recipe.method == "linear":

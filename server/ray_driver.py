@@ -33,6 +33,8 @@ from server.settings import Settings
 
 POLL_SECONDS = 0.25
 STILL_LOADING_SECONDS = 15.0
+START_ATTEMPTS = 3
+TOO_SLOW = "timed out during startup"  # Ray raises a plain Exception
 PROXY_SECONDS = 300  # Ray Serve's 60 s for HAProxy to start are too few on a host that is busy
 OBJECT_STORE_BYTES = 100 * 2**20  # about the least Ray takes: nothing of ours goes through it
 
@@ -126,6 +128,20 @@ def _cluster(order: Order, stop: threading.Event) -> Iterator[None]:
 
 
 def _start_ray(order: Order) -> None:
+    """Start Ray; again if it was too slow: it gives its processes 30 s, and a busy host may need more."""
+    for attempts_left in reversed(range(START_ATTEMPTS)):
+        try:
+            _init_ray(order)
+        except Exception as error:
+            if TOO_SLOW not in str(error) or not attempts_left:
+                raise
+            _say("this host is busy: starting Ray again")
+            processes.end_descendants()
+        else:
+            return
+
+
+def _init_ray(order: Order) -> None:
     ray.init(
         address="local",
         # for Ray's bookkeeping alone: all replicas, HAProxy's manager and the controller shall find room

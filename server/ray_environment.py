@@ -36,6 +36,8 @@ def ray_environment(settings: Settings, run: RunDir, ports: Ports) -> dict[str, 
         "DASHBOARD_METRIC_PORT": str(ports.dashboard_metrics),
         # a replica leaves HAProxy's list well within this; the default of 30 s is for load balancers
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        # after the default of 5 s Ray Serve kills a proxy that still starts, as it may on a busy host
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "120",
         # an HAProxy manager that died is replaced after 3 of these; the default is 10 s each
         "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
         # Ray's own priority 15 starves it beside any busy process

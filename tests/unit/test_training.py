@@ -9,7 +9,7 @@ from adapters.data import Dataset, load_dataset, split
 from adapters.errors import ProbeMismatch
 from adapters.evaluation import evaluate, reference
 from adapters.file import Adapter, read_adapter, write_adapter
-from adapters.inputs import Standard, TunedInputs
+from adapters.inputs import Standard, TunedInputs, compute_features
 from adapters.loop import Score, epoch_order
 from adapters.optim import Tunable, make_optimizer, schedule, share
 from adapters.recipe import Recipe
@@ -163,6 +163,21 @@ def test_an_absorbed_standard_changes_no_logit() -> None:
     before = head(applied)
     standard.absorb(head)
     torch.testing.assert_close(head(features), before)
+
+
+def test_a_head_is_fitted_to_the_images_that_training_sees(backbone: Backbone, dataset: Dataset) -> None:
+    """Upside-down halves of the images are features of their own: both must be in the table."""
+    recipe = SHORT.model_copy(update={"augment": "rotate180"})
+    inputs = TunedInputs(backbone, dataset.pixels, recipe, torch.Generator().manual_seed(0))
+    parted = split(dataset, 0.25, 0)
+    table = compute_features(inputs, parted)
+    with torch.no_grad():
+        upright = inputs.eval(parted.train)
+        turned = inputs._features(dataset.pixels[parted.train].flip(2, 3))
+    near = torch.stack([(table[parted.train] - seen).abs().amax(1) for seen in (upright, turned)])
+    assert near.amin(0).max() < 1e-5
+    assert 0.2 < (near[0] < near[1]).float().mean() < 0.8
+    assert torch.allclose(table[parted.val], inputs.eval(parted.val), atol=1e-5)
 
 
 def test_weight_decay_acts_on_the_heads_weight_alone(backbone: Backbone) -> None:
