@@ -122,7 +122,7 @@ class FrozenInputs:
 def compute_features(inputs: TunedInputs, parted: Split, *, progress: bool = False) -> Tensor:
     """Return the features [n, D], fp32, of all images as they are now: one forward each.
 
-    Images to train on are seen as training sees them: a head fitted to unchanged images is lost on changed ones.
+    Images to train on are seen as training sees them: a head fitted to unchanged images is lost on others.
     """
     table: Tensor | None = None
     views = [(inputs.train, batch) for batch in parted.train.split(FEATURES_BATCH)]
