@@ -9,7 +9,7 @@ import torch
 from adapters.file import read_adapter
 from adapters.folding import fold_adapter, preprocessing_of
 from adapters.manifest import Manifest
-from adapters.probe import check_probe, probe_image
+from adapters.probe import check_probe, check_reference, probe_image
 from backbone.cpu_memory import keep_large_buffers
 from backbone.executor import FoldedAdapter as TorchAdapter
 from backbone.executor import TorchExecutor, choose_device, choose_dtype
@@ -60,6 +60,7 @@ class TorchDevice:
         image = probe_image(self._backbone.spec.height, self._backbone.spec.width)
         logits = self._executor.run_beside_bank(image, folded)
         check_probe(adapter.manifest.probe, logits, self._info.dtype)
+        check_reference(self._backbone, adapter)  # bf16 alone would not see a site left out
         return adapter.manifest
 
     def load(self, slot: int, adapter: FoldedAdapter) -> None:

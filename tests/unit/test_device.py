@@ -41,6 +41,14 @@ def test_adapter_with_another_probe_is_refused(device: TorchDevice) -> None:
         device.validate(write_adapter(make_adapter(backbone, seed=4, probe=other)))
 
 
+def test_adapter_that_lost_a_site_is_refused_in_every_dtype(device: TorchDevice) -> None:
+    backbone = make_backbone("vit_layer_scale")
+    probe = make_adapter(backbone, seed=4, std=0.02).manifest.probe
+    less = make_adapter(backbone, seed=4, std=0.02, without=["blocks.0.norm1"], probe=probe)
+    with pytest.raises(ProbeMismatch):
+        device.validate(write_adapter(less))
+
+
 def test_adapter_of_another_backbone_is_refused(device: TorchDevice) -> None:
     data = write_adapter(make_adapter(make_backbone("vit_layer_scale", seed=9), seed=4))
     with pytest.raises(AdapterIncompatible, match="fingerprint"):

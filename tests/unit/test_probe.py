@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -138,14 +139,32 @@ def test_each_site_left_out_is_caught(kind: str, std: float) -> None:
             check_reference(backbone, less)
 
 
+def swap_classes(adapter: Adapter, a: int, b: int) -> Adapter:
+    order = list(range(adapter.manifest.num_classes))
+    order[a], order[b] = b, a
+    return replace(adapter, head_weight=adapter.head_weight[order], head_bias=adapter.head_bias[order])
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_wrong_head_order_is_caught_in_every_dtype(dtype: str) -> None:
     backbone = make_backbone("vit")
     adapter = make_adapter(backbone)
-    order = [1, 0, 2, 3, 4]
-    swapped = replace(adapter, head_weight=adapter.head_weight[order], head_bias=adapter.head_bias[order])
+    ranks = np.argsort(adapter.manifest.probe.logits)
     with pytest.raises(ProbeMismatch):
-        check(backbone, swapped, adapter.manifest.probe, dtype)
+        check(backbone, swap_classes(adapter, ranks[0], ranks[-1]), adapter.manifest.probe, dtype)
+
+
+@pytest.mark.parametrize("pair", list(combinations(range(5), 2)), ids=str)
+def test_any_two_swapped_classes_are_caught_by_the_reference(pair: tuple[int, int]) -> None:
+    backbone = make_backbone("vit")
+    with pytest.raises(ProbeMismatch):
+        check_reference(backbone, swap_classes(make_adapter(backbone), *pair))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reference_agrees_with_itself_after_the_file(kind: str) -> None:
+    backbone = make_backbone(kind)
+    check_reference(backbone, read_adapter(write_adapter(make_adapter(backbone))))
 
 
 def test_other_weights_of_the_same_model_are_caught() -> None:
