@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from adapters import strict_json
 from adapters.errors import ManifestInvalid
 from adapters.manifest import Manifest, Training
 from tests.builders import make_manifest
@@ -90,6 +91,14 @@ UNREADABLE = {
 def test_unreadable_text_is_refused(case: str) -> None:
     with pytest.raises(ManifestInvalid):
         Manifest.from_json(UNREADABLE[case])
+
+
+@pytest.mark.parametrize(
+    "text", [b"[NaN]", b"[-Infinity]", b'{"a": [{"b": 1, "b": 1}]}', b"[1] 2"], ids=bytes.decode
+)
+def test_what_python_lets_pass_is_refused(text: bytes) -> None:
+    with pytest.raises(ValueError, match=r"NaN|Infinity|'b' is named twice|Extra data"):
+        strict_json.loads(text)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
