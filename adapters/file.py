@@ -70,7 +70,7 @@ def write_adapter(adapter: Adapter, *, dtype: torch.dtype | None = None) -> byte
     """
     tensors = {
         name: tensor.detach().to("cpu", dtype or tensor.dtype, copy=True).contiguous()
-        for name, tensor in sorted(adapter.tensors().items())
+        for name, tensor in adapter.tensors().items()
     }
     entries = {name: Entry(DTYPES.get(t.dtype, str(t.dtype)), tuple(t.shape)) for name, t in tensors.items()}
     _check_entries(entries, adapter.manifest)
