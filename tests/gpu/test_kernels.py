@@ -1,0 +1,73 @@
+"""The kernels on a CUDA device, against fp64 at the shapes of real backbones. Run with `make test-gpu`."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from backbone.kernels.affine import affine
+from backbone.kernels.affine.reference import affine_reference
+from tests.kernel_cases import OPS, run_cases
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="this host has no CUDA device"),
+]
+
+# one rounding of the output's dtype, plus what fp32 arithmetic adds before it
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
+SLOTS = 65
+
+every_dtype = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    generator = torch.Generator("cuda").manual_seed(seed)
+    return torch.randn(shape, generator=generator, device="cuda").to(dtype)
+
+
+def bank(channels: int) -> tuple[Tensor, Tensor]:
+    rows = randn(SLOTS, 2, 3 * channels, seed=1)[:, :, channels : 2 * channels]
+    return 1 + 0.1 * rows[:, 0], rows[:, 1]
+
+
+def distinct(batch: int) -> Tensor:
+    return torch.arange(1, batch + 1, dtype=torch.int32, device="cuda")
+
+
+def assert_close_to_fp64(actual: Tensor, expected: Tensor) -> None:
+    assert expected.dtype == torch.float64
+    tolerance = TOLERANCE[actual.dtype]
+    torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def test_every_interpreter_case_passes_on_the_device(tmp_path: Path) -> None:
+    outcomes, output = run_cases(tmp_path, interpret=False)
+    assert set(outcomes) == set(OPS), output
+    assert all(set(lines) == {"ok"} for lines in outcomes.values()), output
+
+
+@every_dtype
+@pytest.mark.parametrize("shape", [(64, 197, 768), (16, 56, 56, 128), (3, 257, 384)], ids=str)
+def test_affine(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, slots = randn(*shape, dtype=dtype), distinct(shape[0])
+    scale, shift = bank(shape[-1])
+    expected = affine_reference(x.double(), scale.double(), shift.double(), slots, x.double(), act="gelu")
+    assert_close_to_fp64(affine(x, scale, shift, slots, act="gelu", residual=x), expected)
+
+
+def test_compile_and_graphs_take_the_ops_whole() -> None:
+    x, slots, vectors = randn(4, 197, 768, dtype=torch.bfloat16), distinct(4), bank(768)
+
+    def forward(x: Tensor) -> Tensor:
+        return affine(x, *vectors, slots, act="gelu", residual=x)
+
+    expected = forward(x)
+    assert torch.equal(torch.compile(forward, fullgraph=True)(x), expected)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = forward(x)
+    captured.fill_(torch.nan)
+    graph.replay()
+    assert torch.equal(captured, expected)

@@ -1,0 +1,92 @@
+"""Every kernel compiles for sm_80, sm_90 and sm_100, as its launcher configures it, without a register spill.
+
+Needs no GPU: a driver that knows only its target stands in for CUDA's, and launches stop after compiling.
+"""
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # a block may use; CUDA programming guide
+BATCH = 2
+SLOTS = torch.tensor([1, 0], dtype=torch.int32)
+
+
+class CompileOnly:
+    """As much of a Triton driver as compiling asks for."""
+
+    def __init__(self, capability: int) -> None:
+        self._capability = capability
+
+    def get_current_device(self) -> str:
+        return f"sm_{self._capability}"
+
+    def get_current_stream(self, device: object) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self._capability, 32)
+
+
+def bank(channels: int) -> tuple[Tensor, Tensor]:
+    rows = torch.zeros(3, 2, 2 * channels)[:, :, channels:]
+    return rows[:, 0], rows[:, 1]
+
+
+def launch_affine(dtype: torch.dtype) -> None:
+    from backbone.kernels.affine.triton_impl import affine_triton
+
+    x = torch.zeros(BATCH, 197, 768, dtype=dtype)
+    affine_triton(x, *bank(768), SLOTS, x, act="gelu")
+
+
+LAUNCHES: dict[str, Callable[[], None]] = {
+    "affine bf16": lambda: launch_affine(torch.bfloat16),
+    "affine fp32": lambda: launch_affine(torch.float32),
+}
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Any]:
+    """Return the list that every launch adds its compiled kernel to."""
+    kernels: list[Any] = []
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        kernels.append(run(self, *args, grid=grid, warmup=True, **kwargs))
+
+    monkeypatch.setattr(JITFunction, "run", compile_only)
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    return kernels
+
+
+@pytest.mark.parametrize("capability", SHARED_BYTES)
+@pytest.mark.parametrize("launch", LAUNCHES)
+def test_compiles_without_spills(
+    launch: str, capability: int, compiled: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(triton.runtime.driver, "_active", CompileOnly(capability))
+    LAUNCHES[launch]()
+    assert compiled
+    for kernel in compiled:
+        usage = resource_usage(kernel.asm["cubin"], tmp_path)
+        assert (usage["STACK"], usage["LOCAL"]) == (0, 0), usage
+        assert kernel.metadata.shared <= SHARED_BYTES[capability]
+
+
+def resource_usage(cubin: bytes, folder: Path) -> dict[str, int]:
+    """Return what the assembler gave a kernel: REG, STACK (spills go there), LOCAL, …"""
+    path = folder / "kernel.cubin"
+    path.write_bytes(cubin)
+    command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return {name: int(count) for name, count in re.findall(r"\b([A-Z]+):(\d+)", done.stdout)}
