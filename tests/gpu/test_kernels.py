@@ -1,5 +1,6 @@
 """The kernels on a CUDA device, against fp64 at the shapes of real backbones. Run with `make test-gpu`."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from torch import Tensor
 
 from backbone.kernels.affine import affine
 from backbone.kernels.affine.reference import affine_reference
+from backbone.kernels.norm_affine import add_norm_affine, norm_affine
+from backbone.kernels.norm_affine.reference import norm_affine_reference
 from tests.kernel_cases import OPS, run_cases
 
 pytestmark = [
@@ -57,11 +60,37 @@ def test_affine(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     assert_close_to_fp64(affine(x, scale, shift, slots, act="gelu", residual=x), expected)
 
 
+@every_dtype
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+@pytest.mark.parametrize("shape", [(64, 197, 768), (16, 3136, 96), (3, 257, 1280)], ids=str)
+def test_add_norm_affine(shape: tuple[int, ...], kind: str, dtype: torch.dtype) -> None:
+    x, delta, slots = randn(*shape, dtype=dtype), randn(*shape, dtype=dtype, seed=2), distinct(shape[0])
+    scale, shift = bank(shape[-1])
+    total, out = add_norm_affine(x, delta, scale, shift, slots, kind=kind)
+    assert torch.equal(total, x + delta)
+    expected = norm_affine_reference(
+        total.double(), scale.double(), shift.double(), slots, kind=kind, eps=1e-6
+    )
+    assert_close_to_fp64(out, expected)
+    assert torch.equal(norm_affine(total, scale, shift, slots, kind=kind), out)
+
+
+@every_dtype
+def test_bits_do_not_depend_on_the_batch(dtype: torch.dtype) -> None:
+    x, slots, (scale, shift) = randn(64, 197, 768, dtype=dtype), distinct(64), bank(768)
+    for run in (partial(affine, act="gelu"), norm_affine):
+        together = run(x, scale, shift, slots)
+        for i in (0, 17, 63):
+            alone = run(x[i : i + 1].clone(), scale, shift, slots[i : i + 1])
+            assert torch.equal(alone[0], together[i])
+
+
 def test_compile_and_graphs_take_the_ops_whole() -> None:
     x, slots, vectors = randn(4, 197, 768, dtype=torch.bfloat16), distinct(4), bank(768)
 
     def forward(x: Tensor) -> Tensor:
-        return affine(x, *vectors, slots, act="gelu", residual=x)
+        x = affine(x, *vectors, slots, act="gelu", residual=x)
+        return add_norm_affine(x, x, *vectors, slots)[1]
 
     expected = forward(x)
     assert torch.equal(torch.compile(forward, fullgraph=True)(x), expected)

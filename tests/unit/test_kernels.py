@@ -1,14 +1,18 @@
 """The kernels' cases under Triton's interpreter, and what holds of the public ops on a CPU."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from backbone.errors import ShapeMismatch
 from backbone.kernels.affine import affine
+from backbone.kernels.norm_affine import add_norm_affine, norm_affine
 from tests.kernel_cases import OPS, Outcomes, run_cases
+
+ops = torch.ops.ssfserve
 
 
 @pytest.fixture(scope="module")
@@ -23,34 +27,66 @@ def test_cases_pass_in_the_interpreter(op: str, interpreted: tuple[Outcomes, str
     assert set(outcomes[op]) == {"ok"}, output
 
 
-def affine_arguments(dtype: torch.dtype) -> tuple[Tensor, ...]:
-    x = torch.randn(2, 3, 8, dtype=dtype)
-    return x, torch.randn(4, 8), torch.randn(4, 8), torch.tensor([3, 1], dtype=torch.int32)
+X = torch.randn(2, 3, 8)
+GAMMA, BETA = torch.randn(4, 8), torch.randn(4, 8)
+SLOTS = torch.tensor([3, 1], dtype=torch.int32)
+HALF = X.bfloat16()
+
+CALLS: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {
+    "affine": (ops.affine, (X, GAMMA, BETA, SLOTS, None), {"act": "gelu"}),
+    "affine, residual": (ops.affine, (HALF, GAMMA, BETA, SLOTS, HALF), {"act": "none"}),
+    "norm_affine": (ops.norm_affine, (X, GAMMA, BETA, SLOTS), {"kind": "rms", "eps": 1e-6}),
+    "add_norm_affine": (
+        ops.add_norm_affine,
+        (HALF, HALF, GAMMA, BETA, SLOTS),
+        {"kind": "layer", "eps": 1e-6},
+    ),
+}
 
 
-@pytest.mark.parametrize("residual", [False, True])
-def test_affine_is_a_lawful_custom_op(residual: bool) -> None:
-    arguments = affine_arguments(torch.bfloat16)
-    beside = arguments[0] if residual else None
-    torch.library.opcheck(torch.ops.ssfserve.affine.default, (*arguments, beside), {"act": "gelu"})
+@pytest.mark.parametrize("call", CALLS)
+def test_is_a_lawful_custom_op(call: str) -> None:
+    op, arguments, options = CALLS[call]
+    torch.library.opcheck(op.default, arguments, options)
 
 
-@pytest.mark.parametrize(
-    ("change", "error"),
-    [
-        ({"x": torch.zeros(3, 3, 8)}, ShapeMismatch),  # 9 rows of 2 images
-        ({"x": torch.zeros(2, 3, 7)}, ShapeMismatch),
-        ({"x": torch.zeros(2, 3, 8, dtype=torch.int32)}, TypeError),
-        ({"scale": torch.zeros(4, 7)}, ShapeMismatch),
-        ({"shift": torch.zeros(4, 8, dtype=torch.float16)}, TypeError),
-        ({"slots": torch.zeros(2, dtype=torch.int64)}, TypeError),
-        ({"slots": torch.zeros(0, dtype=torch.int32)}, ShapeMismatch),
-        ({"residual": torch.zeros(2, 3, 1)}, ShapeMismatch),
-        ({"residual": torch.zeros(2, 3, 8).bfloat16()}, TypeError),
-        ({"act": "softplus"}, ValueError),
-    ],
-)
-def test_affine_refuses_what_does_not_fit(change: dict[str, Any], error: type[Exception]) -> None:
-    x, scale, shift, slots = affine_arguments(torch.float32)
-    with pytest.raises(error, match=next(iter(change))):
-        affine(**{"x": x, "scale": scale, "shift": shift, "slots": slots} | change)
+ROWS: dict[str, Any] = {"x": X, "scale": GAMMA, "shift": BETA, "slots": SLOTS}
+ROWS_REFUSED: list[tuple[dict[str, Any], type[Exception]]] = [
+    ({"x": torch.zeros(3, 3, 8)}, ShapeMismatch),  # 9 rows of 2 images
+    ({"x": torch.zeros(2, 3, 7)}, ShapeMismatch),
+    ({"x": torch.zeros(2, 0, 8)}, ShapeMismatch),
+    ({"x": X.int()}, TypeError),
+    ({"scale": torch.zeros(4, 7)}, ShapeMismatch),
+    ({"shift": BETA.half()}, TypeError),
+    ({"slots": SLOTS.long()}, TypeError),
+    ({"slots": SLOTS[:0]}, ShapeMismatch),
+]
+
+
+@pytest.mark.parametrize("op", [affine, norm_affine, partial(add_norm_affine, delta=X)])
+@pytest.mark.parametrize(("change", "error"), ROWS_REFUSED)
+def test_refuses_rows_that_do_not_fit(
+    op: Callable[..., object], change: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        op(**ROWS | change)
+
+
+REFUSED: list[tuple[Callable[..., object], dict[str, Any], type[Exception]]] = [
+    (affine, {"residual": X[:, :, :1]}, ShapeMismatch),
+    (affine, {"residual": HALF}, TypeError),
+    (affine, {"act": "softplus"}, ValueError),
+    (norm_affine, {"kind": "batch"}, ValueError),
+    (
+        norm_affine,
+        {"x": torch.zeros(2, 1, 8193), **dict.fromkeys(("scale", "shift"), torch.zeros(1, 8193))},
+        ShapeMismatch,
+    ),
+    (add_norm_affine, {"delta": HALF}, TypeError),
+]
+
+
+@pytest.mark.parametrize(("op", "change", "error"), REFUSED)
+def test_refuses(op: Callable[..., object], change: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        op(**ROWS | change)

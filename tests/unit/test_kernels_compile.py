@@ -49,9 +49,18 @@ def launch_affine(dtype: torch.dtype) -> None:
     affine_triton(x, *bank(768), SLOTS, x, act="gelu")
 
 
+def launch_norm(dtype: torch.dtype, channels: int) -> None:
+    from backbone.kernels.norm_affine.triton_impl import norm_affine_triton
+
+    x = torch.zeros(BATCH, 197, channels, dtype=dtype)
+    norm_affine_triton(x, x, *bank(channels), SLOTS, kind="layer", eps=1e-6)
+
+
 LAUNCHES: dict[str, Callable[[], None]] = {
     "affine bf16": lambda: launch_affine(torch.bfloat16),
     "affine fp32": lambda: launch_affine(torch.float32),
+    "norm_affine bf16": lambda: launch_norm(torch.bfloat16, 768),
+    "norm_affine fp32 at its widest": lambda: launch_norm(torch.float32, 8192),
 }
 
 

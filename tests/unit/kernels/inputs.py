@@ -6,7 +6,8 @@ from torch import Tensor
 
 SLOTS = 7
 
-# about one rounding of the output's dtype; the arithmetic itself is fp32 on both sides
+# one unit in the last place of the output's dtype (Triton's interpreter cuts to bf16 where a GPU rounds to
+# nearest); the arithmetic itself is fp32 on both sides
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
 MIXES = {
