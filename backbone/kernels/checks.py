@@ -8,9 +8,9 @@ from backbone.errors import ShapeMismatch
 ACTIVATIONS = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def check_activations(name: str, x: Tensor) -> None:
-    if x.dtype not in ACTIVATIONS:
-        raise TypeError(f"{name}: expected float32, float16 or bfloat16, got {x.dtype}")
+def check_activation_dtype(name: str, dtype: torch.dtype) -> None:
+    if dtype not in ACTIVATIONS:
+        raise TypeError(f"{name}: expected float32, float16 or bfloat16, got {dtype}")
 
 
 def check_rows(x: Tensor, scale: Tensor, shift: Tensor, slots: Tensor, *, width: int) -> None:
@@ -20,7 +20,7 @@ def check_rows(x: Tensor, scale: Tensor, shift: Tensor, slots: Tensor, *, width:
         ShapeMismatch: If a shape does not fit.
         TypeError: If a dtype does not.
     """
-    check_activations("x", x)
+    check_activation_dtype("x", x.dtype)
     if slots.ndim != 1 or not len(slots):
         raise ShapeMismatch("slots", "[B], B > 0", str(list(slots.shape)))
     if slots.dtype != torch.int32:

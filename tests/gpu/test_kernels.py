@@ -11,6 +11,8 @@ from backbone.kernels.affine import affine
 from backbone.kernels.affine.reference import affine_reference
 from backbone.kernels.norm_affine import add_norm_affine, norm_affine
 from backbone.kernels.norm_affine.reference import norm_affine_reference
+from backbone.kernels.normalize import normalize, pixel_affine
+from backbone.kernels.normalize.reference import normalize_reference
 from tests.kernel_cases import OPS, run_cases
 
 pytestmark = [
@@ -73,6 +75,21 @@ def test_add_norm_affine(shape: tuple[int, ...], kind: str, dtype: torch.dtype) 
     )
     assert_close_to_fp64(out, expected)
     assert torch.equal(norm_affine(total, scale, shift, slots, kind=kind), out)
+
+
+@every_dtype
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("size", [224, 518])
+def test_normalize(size: int, channels_last: bool, dtype: torch.dtype) -> None:
+    images = torch.randint(256, (16, 3, size, size), device="cuda").byte()
+    scale, shift = (vector.cuda() for vector in pixel_affine((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    out = normalize(images, scale, shift, dtype=dtype, channels_last=channels_last)
+    expected = normalize_reference(
+        images, scale.double(), shift.double(), dtype=torch.float64, channels_last=channels_last
+    )
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert out.is_contiguous(memory_format=layout)
+    assert_close_to_fp64(out, expected)
 
 
 @every_dtype

@@ -10,6 +10,7 @@ import torch
 from backbone.errors import ShapeMismatch
 from backbone.kernels.affine import affine
 from backbone.kernels.norm_affine import add_norm_affine, norm_affine
+from backbone.kernels.normalize import normalize, pixel_affine
 from tests.kernel_cases import OPS, Outcomes, run_cases
 
 ops = torch.ops.ssfserve
@@ -31,6 +32,8 @@ X = torch.randn(2, 3, 8)
 GAMMA, BETA = torch.randn(4, 8), torch.randn(4, 8)
 SLOTS = torch.tensor([3, 1], dtype=torch.int32)
 HALF = X.bfloat16()
+PIXELS = torch.randint(256, (2, 3, 4, 5)).byte()
+ONES = torch.ones(3)
 
 CALLS: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {
     "affine": (ops.affine, (X, GAMMA, BETA, SLOTS, None), {"act": "gelu"}),
@@ -41,6 +44,8 @@ CALLS: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {
         (HALF, HALF, GAMMA, BETA, SLOTS),
         {"kind": "layer", "eps": 1e-6},
     ),
+    "normalize": (ops.normalize, (PIXELS, ONES, ONES), {"dtype": torch.float16, "channels_last": False}),
+    "normalize, NHWC": (ops.normalize, (PIXELS, ONES, ONES), {"dtype": torch.half, "channels_last": True}),
 }
 
 
@@ -90,3 +95,26 @@ REFUSED: list[tuple[Callable[..., object], dict[str, Any], type[Exception]]] = [
 def test_refuses(op: Callable[..., object], change: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error):
         op(**ROWS | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"images": PIXELS[0]}, ShapeMismatch),
+        ({"images": PIXELS[:0]}, ShapeMismatch),
+        ({"images": PIXELS.float()}, TypeError),
+        ({"scale": torch.ones(4)}, ShapeMismatch),
+        ({"shift": ONES.half()}, TypeError),
+        ({"dtype": torch.float64}, TypeError),
+    ],
+)
+def test_normalize_refuses(change: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        normalize(**{"images": PIXELS, "scale": ONES, "shift": ONES, "dtype": torch.float32} | change)
+
+
+def test_pixel_affine_is_mean_and_standard_deviation() -> None:
+    scale, shift = pixel_affine((0.4, 0.5), (0.2, 0.3))
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).expand(1, 2, 1, 3)
+    expected = torch.tensor([[-2.0, -1.0, 3.0], [-5 / 3, -1.0, 5 / 3]]).view(1, 2, 1, 3)
+    torch.testing.assert_close(normalize(images, scale, shift, dtype=torch.float32), expected)

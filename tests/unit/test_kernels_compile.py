@@ -56,11 +56,20 @@ def launch_norm(dtype: torch.dtype, channels: int) -> None:
     norm_affine_triton(x, x, *bank(channels), SLOTS, kind="layer", eps=1e-6)
 
 
+def launch_normalize(channels_last: bool) -> None:
+    from backbone.kernels.normalize.triton_impl import normalize_triton
+
+    images = torch.zeros(BATCH, 3, 224, 224, dtype=torch.uint8)
+    normalize_triton(images, torch.ones(3), torch.ones(3), dtype=torch.bfloat16, channels_last=channels_last)
+
+
 LAUNCHES: dict[str, Callable[[], None]] = {
     "affine bf16": lambda: launch_affine(torch.bfloat16),
     "affine fp32": lambda: launch_affine(torch.float32),
     "norm_affine bf16": lambda: launch_norm(torch.bfloat16, 768),
     "norm_affine fp32 at its widest": lambda: launch_norm(torch.float32, 8192),
+    "normalize": lambda: launch_normalize(channels_last=False),
+    "normalize to channels last": lambda: launch_normalize(channels_last=True),
 }
 
 
