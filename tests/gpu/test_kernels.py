@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from backbone.heads import Head
 from backbone.kernels.affine import affine
 from backbone.kernels.affine.reference import affine_reference
+from backbone.kernels.heads import HeadPool, heads
+from backbone.kernels.heads.reference import heads_reference
 from backbone.kernels.norm_affine import add_norm_affine, norm_affine
 from backbone.kernels.norm_affine.reference import norm_affine_reference
 from backbone.kernels.normalize import normalize, pixel_affine
@@ -90,6 +93,32 @@ def test_normalize(size: int, channels_last: bool, dtype: torch.dtype) -> None:
     layout = torch.channels_last if channels_last else torch.contiguous_format
     assert out.is_contiguous(memory_format=layout)
     assert_close_to_fp64(out, expected)
+
+
+def make_pool(width: int, dtype: torch.dtype) -> HeadPool:
+    pool = HeadPool(width, slots=SLOTS, max_classes=1000, pages=1200, device="cuda", dtype=dtype)
+    for slot in range(1, SLOTS):
+        classes = (2, 10, 100, 1000)[slot % 4]
+        pool.write(slot, Head(randn(classes, width, seed=slot) / width**0.5, randn(classes, seed=slot)))
+    return pool
+
+
+@every_dtype
+def test_heads(dtype: torch.dtype) -> None:
+    pool, features, slots = make_pool(768, dtype), randn(64, 768, dtype=dtype), distinct(64)
+    logits, probabilities, indices = heads(features, pool, slots, top_k=5)
+    pages = (pool.weight, pool.bias, pool.table, pool.classes)
+    expected, shares, _ = heads_reference(features.double(), *pages, slots, top_k=5)
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(probabilities.double(), shares, rtol=1e-5, atol=1e-5)
+    named = indices >= 0
+    torch.testing.assert_close(
+        logits.gather(1, indices.clamp(min=0).long())[named],
+        logits.sort(dim=1, descending=True).values[:, :5][named],
+    )
+    for i in (0, 17, 63):
+        alone = heads(features[i : i + 1], pool, slots[i : i + 1], top_k=5)
+        assert torch.equal(alone[0][0], logits[i])
 
 
 @every_dtype

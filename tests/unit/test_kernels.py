@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from backbone.errors import ShapeMismatch
+from backbone.heads import Head
 from backbone.kernels.affine import affine
+from backbone.kernels.heads import HeadPool, heads
 from backbone.kernels.norm_affine import add_norm_affine, norm_affine
 from backbone.kernels.normalize import normalize, pixel_affine
 from tests.kernel_cases import OPS, Outcomes, run_cases
@@ -34,6 +36,8 @@ SLOTS = torch.tensor([3, 1], dtype=torch.int32)
 HALF = X.bfloat16()
 PIXELS = torch.randint(256, (2, 3, 4, 5)).byte()
 ONES = torch.ones(3)
+POOL = HeadPool(8, slots=2, max_classes=20, pages=3)
+POOL.write(0, Head(torch.randn(20, 8), torch.randn(20)))
 
 CALLS: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {
     "affine": (ops.affine, (X, GAMMA, BETA, SLOTS, None), {"act": "gelu"}),
@@ -46,6 +50,11 @@ CALLS: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {
     ),
     "normalize": (ops.normalize, (PIXELS, ONES, ONES), {"dtype": torch.float16, "channels_last": False}),
     "normalize, NHWC": (ops.normalize, (PIXELS, ONES, ONES), {"dtype": torch.half, "channels_last": True}),
+    "heads": (
+        ops.heads,
+        (HALF[0], POOL.weight, POOL.bias, POOL.table, POOL.classes, torch.zeros(3, dtype=torch.int32)),
+        {"top_k": 2},
+    ),
 }
 
 
@@ -118,3 +127,19 @@ def test_pixel_affine_is_mean_and_standard_deviation() -> None:
     images = torch.tensor([0, 51, 255], dtype=torch.uint8).expand(1, 2, 1, 3)
     expected = torch.tensor([[-2.0, -1.0, 3.0], [-5 / 3, -1.0, 5 / 3]]).view(1, 2, 1, 3)
     torch.testing.assert_close(normalize(images, scale, shift, dtype=torch.float32), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"features": torch.zeros(3, 7)}, ShapeMismatch),
+        ({"features": torch.zeros(3, 8).double()}, TypeError),
+        ({"slots": SLOTS}, ShapeMismatch),
+        ({"slots": torch.zeros(3, dtype=torch.int64)}, TypeError),
+        ({"top_k": 0}, ShapeMismatch),
+    ],
+)
+def test_heads_refuses(change: dict[str, Any], error: type[Exception]) -> None:
+    arguments = {"features": X[0], "pool": POOL, "slots": torch.zeros(3, dtype=torch.int32), "top_k": 1}
+    with pytest.raises(error):
+        heads(**arguments | change)

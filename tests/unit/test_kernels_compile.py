@@ -63,11 +63,22 @@ def launch_normalize(channels_last: bool) -> None:
     normalize_triton(images, torch.ones(3), torch.ones(3), dtype=torch.bfloat16, channels_last=channels_last)
 
 
+def launch_heads(max_classes: int) -> None:
+    from backbone.kernels.heads.pool import HeadPool
+    from backbone.kernels.heads.triton_impl import heads_triton
+
+    pool = HeadPool(768, slots=3, max_classes=max_classes, pages=4)
+    features = torch.zeros(BATCH, 768, dtype=torch.bfloat16)
+    heads_triton(features, pool.weight, pool.bias, pool.table, pool.classes, SLOTS, top_k=5)
+
+
 LAUNCHES: dict[str, Callable[[], None]] = {
     "affine bf16": lambda: launch_affine(torch.bfloat16),
     "affine fp32": lambda: launch_affine(torch.float32),
     "norm_affine bf16": lambda: launch_norm(torch.bfloat16, 768),
     "norm_affine fp32 at its widest": lambda: launch_norm(torch.float32, 8192),
+    "heads": lambda: launch_heads(100),
+    "heads at their widest": lambda: launch_heads(8192),
     "normalize": lambda: launch_normalize(channels_last=False),
     "normalize to channels last": lambda: launch_normalize(channels_last=True),
 }
