@@ -12,6 +12,9 @@ from backbone.kernels.affine import affine
 from backbone.kernels.affine.reference import affine_reference
 from backbone.kernels.heads import HeadPool, heads
 from backbone.kernels.heads.reference import heads_reference
+from backbone.kernels.linear_affine import _device, linear_affine
+from backbone.kernels.linear_affine.reference import linear_affine_reference
+from backbone.kernels.linear_affine.tuning import LINEAR_CANDIDATES, Tile, choose
 from backbone.kernels.norm_affine import add_norm_affine, norm_affine
 from backbone.kernels.norm_affine.reference import norm_affine_reference
 from backbone.kernels.normalize import normalize, pixel_affine
@@ -122,9 +125,45 @@ def test_heads(dtype: torch.dtype) -> None:
 
 
 @every_dtype
+@pytest.mark.parametrize("act", ["none", "gelu"])
+@pytest.mark.parametrize(("batch", "per_image"), [(64, 197), (5, 49), (33, 1)])
+@pytest.mark.parametrize(("n_out", "n_in"), [(2304, 768), (384, 1536)])
+def test_linear_affine(
+    n_out: int, n_in: int, batch: int, per_image: int, act: str, dtype: torch.dtype
+) -> None:
+    x, slots, (scale, shift) = randn(batch, per_image, n_in, dtype=dtype), distinct(batch), bank(n_out)
+    weight = (randn(n_out, n_in, seed=2) / n_in**0.5).to(dtype)
+    residual = randn(batch, per_image, n_out, dtype=dtype, seed=3)
+    out = linear_affine(x, weight, scale, shift, slots, act=act, residual=residual)
+    wide = (tensor.double() for tensor in (x, weight, scale, shift))
+    expected = linear_affine_reference(*wide, slots, residual.double(), act=act)
+    assert_close_to_fp64(out, expected)
+
+
+@pytest.mark.parametrize("tile", LINEAR_CANDIDATES, ids=str)
+def test_every_tile_that_tuning_may_choose(tile: Tile) -> None:
+    x, slots, (scale, shift) = randn(7, 197, 768, dtype=torch.bfloat16), distinct(7), bank(1152)
+    weight = (randn(1152, 768, seed=2) / 768**0.5).bfloat16()
+    if tile.tma and torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("TMA came with sm_90")
+    run = partial(linear_affine_triton, act="gelu", tile=tile, programs=132)
+    out = run(x, weight, scale, shift, slots, None)
+    wide = (tensor.double() for tensor in (x, weight, scale, shift))
+    assert_close_to_fp64(out, linear_affine_reference(*wide, slots, None, act="gelu"))
+    alone = run(x[6:].clone(), weight, scale, shift, slots[6:], None)
+    assert torch.equal(alone[0], out[6])
+
+
+@every_dtype
 def test_bits_do_not_depend_on_the_batch(dtype: torch.dtype) -> None:
     x, slots, (scale, shift) = randn(64, 197, 768, dtype=dtype), distinct(64), bank(768)
-    for run in (partial(affine, act="gelu"), norm_affine):
+    weight = (randn(768, 768, seed=2) / 768**0.5).to(dtype)
+
+    def linear(x: Tensor, scale: Tensor, shift: Tensor, slots: Tensor) -> Tensor:
+        return linear_affine(x, weight, scale, shift, slots, act="gelu", residual=x)
+
+    ours = choose(*_device(x.device)[:1], dtype, 768, 768, 197).use == "triton"
+    for run in (partial(affine, act="gelu"), norm_affine, *[linear] * ours):
         together = run(x, scale, shift, slots)
         for i in (0, 17, 63):
             alone = run(x[i : i + 1].clone(), scale, shift, slots[i : i + 1])
@@ -133,9 +172,11 @@ def test_bits_do_not_depend_on_the_batch(dtype: torch.dtype) -> None:
 
 def test_compile_and_graphs_take_the_ops_whole() -> None:
     x, slots, vectors = randn(4, 197, 768, dtype=torch.bfloat16), distinct(4), bank(768)
+    weight = (randn(768, 768, seed=2) / 768**0.5).bfloat16()
 
     def forward(x: Tensor) -> Tensor:
         x = affine(x, *vectors, slots, act="gelu", residual=x)
+        x = linear_affine(x, weight, *vectors, slots, residual=x)
         return add_norm_affine(x, x, *vectors, slots)[1]
 
     expected = forward(x)

@@ -11,6 +11,7 @@ from backbone.errors import ShapeMismatch
 from backbone.heads import Head
 from backbone.kernels.affine import affine
 from backbone.kernels.heads import HeadPool, heads
+from backbone.kernels.linear_affine import linear_affine
 from backbone.kernels.norm_affine import add_norm_affine, norm_affine
 from backbone.kernels.normalize import normalize, pixel_affine
 from tests.kernel_cases import OPS, Outcomes, run_cases
@@ -36,6 +37,7 @@ SLOTS = torch.tensor([3, 1], dtype=torch.int32)
 HALF = X.bfloat16()
 PIXELS = torch.randint(256, (2, 3, 4, 5)).byte()
 ONES = torch.ones(3)
+WEIGHT = torch.randn(5, 8)
 POOL = HeadPool(8, slots=2, max_classes=20, pages=3)
 POOL.write(0, Head(torch.randn(20, 8), torch.randn(20)))
 
@@ -47,6 +49,11 @@ CALLS: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {
         ops.add_norm_affine,
         (HALF, HALF, GAMMA, BETA, SLOTS),
         {"kind": "layer", "eps": 1e-6},
+    ),
+    "linear_affine": (
+        ops.linear_affine,
+        (X, WEIGHT, GAMMA[:, :5], BETA[:, :5], SLOTS, torch.randn(2, 3, 5)),
+        {"act": "silu"},
     ),
     "normalize": (ops.normalize, (PIXELS, ONES, ONES), {"dtype": torch.float16, "channels_last": False}),
     "normalize, NHWC": (ops.normalize, (PIXELS, ONES, ONES), {"dtype": torch.half, "channels_last": True}),
@@ -143,3 +150,19 @@ def test_heads_refuses(change: dict[str, Any], error: type[Exception]) -> None:
     arguments = {"features": X[0], "pool": POOL, "slots": torch.zeros(3, dtype=torch.int32), "top_k": 1}
     with pytest.raises(error):
         heads(**arguments | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"weight": torch.zeros(5, 7)}, ShapeMismatch),
+        ({"weight": WEIGHT.half()}, TypeError),
+        ({"scale": GAMMA}, ShapeMismatch),
+        ({"residual": X}, ShapeMismatch),
+        ({"act": "tanh"}, ValueError),
+    ],
+)
+def test_linear_affine_refuses(change: dict[str, Any], error: type[Exception]) -> None:
+    arguments = {"x": X, "weight": WEIGHT, "scale": GAMMA[:, :5], "shift": BETA[:, :5], "slots": SLOTS}
+    with pytest.raises(error):
+        linear_affine(**arguments | change)

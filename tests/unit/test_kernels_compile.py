@@ -6,6 +6,7 @@ Needs no GPU: a driver that knows only its target stands in for CUDA's, and laun
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,16 @@ def launch_heads(max_classes: int) -> None:
     heads_triton(features, pool.weight, pool.bias, pool.table, pool.classes, SLOTS, top_k=5)
 
 
+def launch_linear(dtype: torch.dtype, per_image: int, *, tma: bool = False) -> None:
+    from backbone.kernels.linear_affine.triton_impl import linear_affine_triton
+    from backbone.kernels.linear_affine.tuning import choose
+
+    x, weight = torch.zeros(BATCH, per_image, 768, dtype=dtype), torch.zeros(3072, 768, dtype=dtype)
+    tile = replace(choose("any", dtype, *weight.shape, per_image).tile, tma=tma)
+    residual = torch.zeros(BATCH, per_image, 3072, dtype=dtype)
+    linear_affine_triton(x, weight, *bank(3072), SLOTS, residual, act="gelu", tile=tile, programs=132)
+
+
 LAUNCHES: dict[str, Callable[[], None]] = {
     "affine bf16": lambda: launch_affine(torch.bfloat16),
     "affine fp32": lambda: launch_affine(torch.float32),
@@ -79,6 +90,9 @@ LAUNCHES: dict[str, Callable[[], None]] = {
     "norm_affine fp32 at its widest": lambda: launch_norm(torch.float32, 8192),
     "heads": lambda: launch_heads(100),
     "heads at their widest": lambda: launch_heads(8192),
+    "linear_affine bf16": lambda: launch_linear(torch.bfloat16, 197),
+    "linear_affine bf16, short images": lambda: launch_linear(torch.bfloat16, 49),
+    "linear_affine fp32": lambda: launch_linear(torch.float32, 197),
     "normalize": lambda: launch_normalize(channels_last=False),
     "normalize to channels last": lambda: launch_normalize(channels_last=True),
 }
@@ -110,6 +124,17 @@ def test_compiles_without_spills(
         usage = resource_usage(kernel.asm["cubin"], tmp_path)
         assert (usage["STACK"], usage["LOCAL"]) == (0, 0), usage
         assert kernel.metadata.shared <= SHARED_BYTES[capability]
+
+
+@pytest.mark.parametrize(("capability", "product"), [(80, "mma.sync"), (90, "wgmma"), (100, "tcgen05.mma")])
+def test_products_run_on_the_tensor_cores(
+    capability: int, product: str, compiled: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton.runtime.driver, "_active", CompileOnly(capability))
+    launch_linear(torch.bfloat16, 65, tma=capability >= 90)
+    assembly = compiled[0].asm["ptx"]
+    assert product in assembly
+    assert ("cp.async.bulk.tensor" in assembly) == (capability >= 90)
 
 
 def resource_usage(cubin: bytes, folder: Path) -> dict[str, int]:
