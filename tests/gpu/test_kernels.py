@@ -12,9 +12,9 @@ from backbone.kernels.affine import affine
 from backbone.kernels.affine.reference import affine_reference
 from backbone.kernels.heads import HeadPool, heads
 from backbone.kernels.heads.reference import heads_reference
-from backbone.kernels.linear_affine import _device, linear_affine
+from backbone.kernels.linear_affine import device_facts, linear_affine
 from backbone.kernels.linear_affine.reference import linear_affine_reference
-from backbone.kernels.linear_affine.tuning import LINEAR_CANDIDATES, Tile, choose
+from backbone.kernels.linear_affine.tuning import CANDIDATES, Tile, choose
 from backbone.kernels.norm_affine import add_norm_affine, norm_affine
 from backbone.kernels.norm_affine.reference import norm_affine_reference
 from backbone.kernels.normalize import normalize, pixel_affine
@@ -53,7 +53,7 @@ def assert_close_to_fp64(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual.double(), expected, rtol=tolerance, atol=tolerance)
 
 
-def test_every_interpreter_case_passes_on_the_device(tmp_path: Path) -> None:
+def test_every_interpreter_case_passes_on_thedevice_facts(tmp_path: Path) -> None:
     outcomes, output = run_cases(tmp_path, interpret=False)
     assert set(outcomes) == set(OPS), output
     assert all(set(lines) == {"ok"} for lines in outcomes.values()), output
@@ -140,12 +140,14 @@ def test_linear_affine(
     assert_close_to_fp64(out, expected)
 
 
-@pytest.mark.parametrize("tile", LINEAR_CANDIDATES, ids=str)
+@pytest.mark.parametrize("tile", CANDIDATES, ids=str)
 def test_every_tile_that_tuning_may_choose(tile: Tile) -> None:
     x, slots, (scale, shift) = randn(7, 197, 768, dtype=torch.bfloat16), distinct(7), bank(1152)
     weight = (randn(1152, 768, seed=2) / 768**0.5).bfloat16()
     if tile.tma and torch.cuda.get_device_capability() < (9, 0):
         pytest.skip("TMA came with sm_90")
+    from backbone.kernels.linear_affine.triton_impl import linear_affine_triton
+
     run = partial(linear_affine_triton, act="gelu", tile=tile, programs=132)
     out = run(x, weight, scale, shift, slots, None)
     wide = (tensor.double() for tensor in (x, weight, scale, shift))
@@ -162,7 +164,7 @@ def test_bits_do_not_depend_on_the_batch(dtype: torch.dtype) -> None:
     def linear(x: Tensor, scale: Tensor, shift: Tensor, slots: Tensor) -> Tensor:
         return linear_affine(x, weight, scale, shift, slots, act="gelu", residual=x)
 
-    ours = choose(*_device(x.device)[:1], dtype, 768, 768, 197).use == "triton"
+    ours = choose(*device_facts(x.device)[:1], dtype, 768, 768, 197).use == "triton"
     for run in (partial(affine, act="gelu"), norm_affine, *[linear] * ours):
         together = run(x, scale, shift, slots)
         for i in (0, 17, 63):

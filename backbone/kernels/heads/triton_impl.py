@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from backbone.kernels.rows import block_of
+from backbone.kernels.rows import aligned, block_of
 
 NO_CLASS = tl.constexpr(2**31 - 1)
 
@@ -90,7 +90,7 @@ def heads_triton(
     *,
     top_k: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    features = features.contiguous()
+    features = aligned(features.contiguous())
     batch, width = features.shape
     rows, n_pages = weight.shape[1], table.shape[1]
     logits = torch.empty((batch, n_pages * rows), dtype=torch.float32, device=features.device)

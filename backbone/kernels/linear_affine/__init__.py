@@ -76,7 +76,7 @@ def _on_cuda(
     *,
     act: str,
 ) -> Tensor:
-    arch, processors = _device(x.device)
+    arch, processors = device_facts(x.device)
     per_image = x.shape[:-1].numel() // len(slots)
     choice = choose(arch, x.dtype, weight.shape[0], weight.shape[1], per_image)
     if choice.use == "cublas":
@@ -105,7 +105,7 @@ def _of_shape(
 
 
 @lru_cache
-def _device(device: torch.device) -> tuple[str, int]:
+def device_facts(device: torch.device) -> tuple[str, int]:
     """Return the architecture (`sm_90`) and the number of multiprocessors."""
     properties = torch.cuda.get_device_properties(device)
     return f"sm_{properties.major}{properties.minor}", properties.multi_processor_count

@@ -1,7 +1,7 @@
 """Which implementation and tile a product gets: a committed table of measured rows, else a default by dtype.
 
 The key has no batch in it: a tile that changed with the batch size could change the bits of a sample with it.
-`python -m benchmarks.kernels --tune` measures on a GPU and writes the table; nothing is tuned while serving.
+`python -m benchmarks.tune_kernels` measures on a GPU and writes the table; nothing is tuned while serving.
 """
 
 import json
@@ -35,6 +35,19 @@ class Choice:
     use: Literal["triton", "cublas"]
     tile: Tile
 
+
+# what `benchmarks.tune_kernels` measures, for fp16 and bf16
+CANDIDATES = [
+    Tile(*blocks, num_warps=warps, num_stages=stages, tma=tma, flatten=flatten)
+    for blocks, warps, stages in (
+        ((128, 256, 64), 8, 3),
+        ((128, 128, 64), 8, 3),
+        ((128, 128, 64), 8, 4),
+        ((128, 64, 64), 4, 4),
+        ((64, 128, 64), 4, 4),
+    )
+    for tma, flatten in ((False, False), (True, False), (True, True))
+]
 
 LOW = 64  # rows of a tile; the least that Hopper's tensor cores take
 
