@@ -27,7 +27,7 @@ def run_cases(folder: Path, *, interpret: bool) -> tuple[Outcomes, str]:
         f"--junitxml={report}",
         *files,
     ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
     outcomes: Outcomes = {op: [] for op in OPS}
     if report.exists():
         for case in ElementTree.parse(report).iter("testcase"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -24,6 +25,9 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcomes, str
     return run_cases(tmp_path_factory.mktemp("cases"), interpret=True)
 
 
+@pytest.mark.skipif(
+    version("triton") < "3.9", reason="the interpreter of this Triton does not run on NumPy 2.4 and later"
+)
 @pytest.mark.parametrize("op", OPS)
 def test_cases_pass_in_the_interpreter(op: str, interpreted: tuple[Outcomes, str]) -> None:
     outcomes, output = interpreted

@@ -84,11 +84,9 @@ def launch_linear(dtype: torch.dtype, per_image: int, *, tma: bool = False) -> N
 
 
 LAUNCHES: dict[str, Callable[[], None]] = {
-    "affine bf16": lambda: launch_affine(torch.bfloat16),
-    "affine fp32": lambda: launch_affine(torch.float32),
+    "affine": lambda: launch_affine(torch.bfloat16),
     "norm_affine bf16": lambda: launch_norm(torch.bfloat16, 768),
     "norm_affine fp32 at its widest": lambda: launch_norm(torch.float32, 8192),
-    "heads": lambda: launch_heads(100),
     "heads at their widest": lambda: launch_heads(8192),
     "linear_affine bf16": lambda: launch_linear(torch.bfloat16, 197),
     "linear_affine bf16, short images": lambda: launch_linear(torch.bfloat16, 49),

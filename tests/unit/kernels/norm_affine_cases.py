@@ -42,6 +42,16 @@ def test_residual_add_before(kind: str, dtype: torch.dtype, device: torch.device
     assert_close(out, norm_affine_reference(total, *inputs, kind=kind, eps=EPS))
 
 
+def test_residual_of_another_layout(device: torch.device) -> None:
+    x = randn(2, 7, 40, dtype=torch.float32, device=device)
+    delta = randn(2, 14, 96, dtype=torch.float32, device=device, seed=1)[:, ::2, 16:56]
+    slots = slots_of("distinct", 2, device)
+    for pair in ((x, delta), (delta, x)):
+        total, out = norm_affine_triton(*pair, *bank(40, device), slots, kind="layer", eps=EPS)
+        assert torch.equal(total, x + delta)
+        assert torch.equal(out, normed(x + delta, slots))
+
+
 def test_slot_zero_is_the_plain_norm(device: torch.device) -> None:
     x = 3 + randn(2, 5, 48, dtype=torch.float32, device=device)
     assert_close(normed(x, slots_of("identity", 2, device)), F.layer_norm(x, (48,), eps=EPS))
@@ -59,7 +69,7 @@ def test_strided_input(view: str, device: torch.device) -> None:
     wide = randn(2, 64, 96, dtype=torch.float32, device=device)
     x = {
         "transposed": wide.transpose(1, 2)[:, :, :40],
-        "part of wider rows": wide[:, :, 17:57],
+        "part of wider rows": wide[:, :, 16:56],
         "every second token": wide[:, ::2, :40],
         "odd start": wide.flatten()[1 : 1 + 2 * 8 * 40].view(2, 8, 40),
     }[view]
