@@ -25,12 +25,11 @@ def test_odd_shapes(shape: tuple[int, ...], device: torch.device) -> None:
     check(randn(*shape, dtype=torch.float32, device=device), slots_of("distinct", shape[0], device))
 
 
-@every_dtype
 @pytest.mark.parametrize("act", ACTIVATIONS)
 @pytest.mark.parametrize("residual", [False, True])
-def test_activation_and_residual(act: str, residual: bool, dtype: torch.dtype, device: torch.device) -> None:
-    x = 4 * randn(2, 9, 33, dtype=dtype, device=device)
-    beside = randn(2, 9, 33, dtype=dtype, device=device, seed=3) if residual else None
+def test_activation_and_residual(act: str, residual: bool, device: torch.device) -> None:
+    x = 4 * randn(2, 9, 33, dtype=torch.float32, device=device)
+    beside = randn(2, 9, 33, dtype=torch.float32, device=device, seed=3) if residual else None
     check(x, slots_of("distinct", 2, device), act=act, residual=beside)
 
 
