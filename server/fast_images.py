@@ -16,7 +16,7 @@ from backbone.resize import Size, fit, upright_size
 
 JPEG_MODES = frozenset({"RGB", "L"})
 REDUCTIONS = (8, 4, 2)  # of width and height; the sizes for which libjpeg-turbo has vector code
-MARGIN = 1.5  # at least so much larger than the resized image: at 1 the mean error is about 3 times as large
+MARGIN = 1.5  # what is decoded is at least so much larger than the resized image: see docs/benchmarks.md
 
 
 def read_fast(image: ImageFile, data: bytes, spec: ImageSpec) -> Pixels:
@@ -27,18 +27,19 @@ def read_fast(image: ImageFile, data: bytes, spec: ImageSpec) -> Pixels:
 def read_scaled(image: ImageFile, data: bytes, spec: ImageSpec) -> Pixels:
     """Return about what training sees: a large JPEG is decoded at 1/2, 1/4 or 1/8 of its width and height.
 
-    Its inverse cosine transform is cut short, which is a low-pass filter of its own: a mean of half a grey
-    level and single pixels of tens, where there are sharp edges.
+    Its inverse cosine transform is cut short, which is a low-pass filter of its own: some grey levels off on
+    average where a photograph has much detail, tens at sharp edges.
     """
-    return _read(image, data, spec, reduction=_reduction(image, spec))
+    reduction = _reduction(image, spec) if isinstance(image, JpegImageFile) else 1
+    return _read(image, data, spec, reduction=reduction)
 
 
 def _read(image: ImageFile, data: bytes, spec: ImageSpec, *, reduction: int) -> Pixels:
-    size = image.size
     pixels = _decode_jpeg(image, data, reduction) if isinstance(image, JpegImageFile) else None
-    if pixels is None:
-        pixels = np.array(as_rgb(image))
-    return fit(pixels, spec, orientation=orientation_of(image), size=size)
+    if pixels is not None:
+        return fit(pixels, spec, orientation=orientation_of(image), size=image.size)
+    pixels = np.array(as_rgb(image))  # before the orientation: a PNG may state it after its pixels
+    return fit(pixels, spec, orientation=orientation_of(image))
 
 
 def _decode_jpeg(image: JpegImageFile, data: bytes, reduction: int) -> NDArray[np.uint8] | None:
@@ -56,7 +57,7 @@ def _decode_jpeg(image: JpegImageFile, data: bytes, reduction: int) -> NDArray[n
     return decoded
 
 
-def _reduction(image: ImageFile, spec: ImageSpec) -> int:
+def _reduction(image: JpegImageFile, spec: ImageSpec) -> int:
     orientation = orientation_of(image)
     target: Size = upright_size(resized_size(upright_size(image.size, orientation), spec), orientation)
     slack = min(have / need for have, need in zip(image.size, target, strict=True))

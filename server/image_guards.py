@@ -39,6 +39,9 @@ class FirstPage(TiffImageFile):
 
     def load_end(self) -> None:
         self.getexif()  # of the page's own directory, while the file is open
+        self._size = (
+            self.im.size
+        )  # as stored: Pillow states it turned and turns the pixels here; we turn later
 
 
 def check_bytes(kind: ImageType, data: bytes) -> None:

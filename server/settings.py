@@ -69,7 +69,7 @@ class Settings(BaseSettings):
         Field(
             description="How images are read. `fast`: as training reads them, within one grey level; "
             "`pillow`: bit for bit as training, slower; `scaled`: large JPEGs are decoded at 1/2, 1/4 or 1/8 "
-            "of their size, faster still and half a grey level off on average."
+            "of their size, faster still, and fine detail differs by some grey levels."
         ),
     ] = "fast"
 
