@@ -97,7 +97,7 @@ class ImageDecoder:
         self._open += 1
         try:
             loop = asyncio.get_running_loop()
-            image, seconds = await loop.run_in_executor(self._pool, self._timed, data, content_type)
+            image, seconds = await loop.run_in_executor(self._pool, self._decode, data, content_type)
         finally:
             self._open -= 1
         self._observe(seconds)
@@ -109,13 +109,18 @@ class ImageDecoder:
         Raises:
             ImageInvalid, ImageTooLarge, ImageTypeUnsupported
         """
+        return self._decode(data, content_type)[0]
+
+    def _decode(self, data: bytes, content_type: str | None) -> tuple[Image, float]:
+        """Return the image and the seconds that it took, without what it waited for others' pixels."""
+        started = time.perf_counter()
         kind = _type_of(data, content_type)
         try:
             check_bytes(kind, data)
             with READERS[kind](BoundedReader(data)) as image:
                 check_header(image, self._max_pixels)
-                with self._budget.hold(image.width * image.height):
-                    return self._read(image, data, self._spec)
+                with self._budget.hold(image.width * image.height) as waited:
+                    pixels = self._read(image, data, self._spec)
         except (ServerError, MemoryError):
             raise
         except PillowImage.DecompressionBombError as error:
@@ -124,10 +129,7 @@ class ImageDecoder:
             raise ImageInvalid(str(error)) from error
         except Exception as error:  # Pillow raises anything on hostile bytes
             raise ImageInvalid(_reason(kind, error)) from error
-
-    def _timed(self, data: bytes, content_type: str | None) -> tuple[Image, float]:
-        started = time.perf_counter()
-        return self.decode_here(data, content_type), time.perf_counter() - started
+        return pixels, time.perf_counter() - started - waited
 
     def close(self) -> None:
         """Drop what waits; what is being decoded is finished by its thread."""

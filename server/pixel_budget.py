@@ -1,6 +1,7 @@
 """A bound on the memory of decoding, whatever the number of threads."""
 
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,12 +21,16 @@ class PixelBudget:
         self._waiting: deque[object] = deque()
 
     @contextmanager
-    def hold(self, pixels: int) -> Iterator[None]:
-        """Block until the pixels fit beside those that others hold, and hold them while the block runs."""
-        share = min(pixels, self._total)
+    def hold(self, pixels: int) -> Iterator[float]:
+        """Block until the pixels fit beside those that others hold, and hold them while the block runs.
+
+        Yields:
+            How many seconds that took.
+        """
+        share, started = min(pixels, self._total), time.perf_counter()
         self._acquire(share)
         try:
-            yield
+            yield time.perf_counter() - started
         finally:
             with self._turn:
                 self._held -= share

@@ -2,22 +2,27 @@ import asyncio
 import logging
 import random
 import struct
+import threading
 import time
 import zlib
 from collections.abc import AsyncIterator
 from io import BytesIO
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import pytest_asyncio
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from adapters.manifest import Preprocessing
 from backbone.preprocess import ImageSpec, Pixels, preprocess
+from server import images, pixel_budget
 from server.errors import ImageInvalid, ImageTooLarge, ImageTypeUnsupported, QueueFull
 from server.fast_images import read_fast
 from server.image_guards import MAX_JPEG_SEGMENTS, MAX_READS, MAX_TIFF_VALUES
 from server.images import ImageDecoder, read_with_pillow
+from tests.unit.test_pixel_budget import wait_for_line
 
 PREPROCESSING = Preprocessing(height=32, width=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 MAX_PIXELS = 200_000
@@ -337,3 +342,27 @@ def test_pillow_does_not_log_what_clients_send(
     with caplog.at_level(logging.WARNING), pytest.raises(ImageInvalid):
         decoder.decode_here(bad, None)
     assert not caplog.records
+
+
+async def test_waiting_for_anothers_pixels_is_not_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, told = [0.0], list[float]()
+    reading, go_on = threading.Event(), threading.Event()
+    for module in (images, pixel_budget):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def read(image: ImageFile, _: bytes, spec: ImageSpec) -> Pixels:
+        if image.width == 20:
+            reading.set()
+            assert go_on.wait(10)
+        return np.zeros((3, spec.height, spec.width), np.uint8)
+
+    decoder = ImageDecoder(PREPROCESSING, max_pixels=400, read=read, threads=2, observe=told.append)
+    first = asyncio.create_task(decoder.decode(encode(picture(20, 20), "PNG"), None))
+    assert await asyncio.to_thread(reading.wait, 10)
+    second = asyncio.create_task(decoder.decode(encode(picture(10, 10), "PNG"), None))
+    await asyncio.to_thread(wait_for_line, decoder._budget, 1)
+    now[0] = 100.0
+    go_on.set()
+    await asyncio.gather(first, second)
+    decoder.close()
+    assert sorted(told) == [0.0, 100.0]

@@ -66,6 +66,24 @@ def test_more_than_there_is_waits_to_be_alone() -> None:
         huge.let_go()
 
 
+def test_the_time_of_the_wait_is_told() -> None:
+    budget = PixelBudget(10)
+    with budget.hold(10) as at_once:
+        pass
+    with ThreadPoolExecutor(2) as pool:
+        first = Holder(pool, budget, 10)
+        assert first.holds.wait(SECONDS)
+
+        def wait_and_tell() -> float:
+            with budget.hold(10) as seconds:
+                return seconds
+
+        telling = pool.submit(wait_and_tell)
+        wait_for_line(budget, 1)
+        first.let_go()
+        assert at_once < telling.result(SECONDS)
+
+
 def test_a_failure_gives_pixels_back() -> None:
     budget = PixelBudget(10)
     for _ in range(3):

@@ -113,13 +113,11 @@ def test_an_image_of_the_right_size_is_not_resampled() -> None:
 
 
 def test_reduced_pixels_are_fitted_as_the_whole_image() -> None:
-    """Half of 333 x 250 is 167 x 125, whose own shape would give another target."""
-    whole = noise(250, 333)
+    """To 99 x 75 and its centre, as 333 x 250 would be; half of it, 167 x 125, would go to 100 x 75."""
     spec = replace(SPEC, height=60, width=60, crop_pct=0.8)
-    half = np.asarray(Image.fromarray(whole).resize((167, 125), Image.Resampling.BOX)).copy()
-    assert fit(half, spec, size=(333, 250)).shape == (3, 60, 60)
-    squashed = replace(spec, crop_mode="squash", crop_pct=1.0)
-    assert_within_one_level(fit(half, squashed, size=(333, 250)), expected(half, squashed))
+    half = black_and_white(125, 167)
+    resized = Image.fromarray(half).resize((99, 75), Image.Resampling.BICUBIC)
+    assert_within_one_level(fit(half, spec, size=(333, 250)), expected(np.array(resized), spec))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
