@@ -1,4 +1,4 @@
-"""`resize_and_crop` and the turn upright of `backbone.preprocess`, about eight times faster, by torch.
+"""`resize_and_crop` and the turn upright of `backbone.preprocess`, about seven times faster, by torch.
 
 Numerics: torch's antialiased uint8 kernels were written after Pillow's: two passes, each rounded to uint8,
 with weights of 16 bits for Pillow's 22. What differs is which way a value near .5 is rounded: one value in
