@@ -1,8 +1,8 @@
 """From an encoded image to the uint8 pixels a backbone sees. This module loads no torch.
 
-Training and serving both come through here, so they agree by construction. The result equals, bit for bit,
-`timm.data.create_transform(..., is_training=False)` before its normalisation, on an image made upright and
-RGB by `to_rgb`:
+Training comes through here; serving too, or through its fast twin, `backbone.resize`. The result equals, bit
+for bit, `timm.data.create_transform(..., is_training=False)` before its normalisation, on an image made
+upright and RGB by `to_rgb`:
 
     orientation   EXIF and XMP orientation is applied; unreadable or huge metadata counts as none
     alpha         is dropped, not composited: what `Image.convert("RGB")` does in torchvision's ImageFolder
@@ -78,17 +78,37 @@ def to_rgb(image: Image.Image) -> Image.Image:
         PixelsUnsupported: If its pixel format has no known range.
     """
     image.load()
-    turn = UPRIGHT.get(_orientation(image))
-    upright = image if turn is None else image.transpose(turn)
-    if upright.mode == "RGB":
-        return upright
-    if upright.mode in GREY_16:
-        return _grey_16_to_8(upright).convert("RGB")
-    if upright.mode in {"I", "F", "La"}:
-        raise PixelsUnsupported(upright.mode)
-    if upright.mode == "P" and "transparency" in upright.info:
-        upright = upright.convert("RGBA")  # straight to RGB, Pillow warns about the alpha it drops
-    return upright.convert("RGB")
+    turn = UPRIGHT.get(orientation_of(image))
+    return as_rgb(image if turn is None else image.transpose(turn))
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Return the image in RGB, as it lies; the same object where it is RGB already.
+
+    Raises:
+        PixelsUnsupported: If its pixel format has no known range.
+    """
+    image.load()
+    if image.mode == "RGB":
+        return image
+    if image.mode in GREY_16:
+        return _grey_16_to_8(image).convert("RGB")
+    if image.mode in {"I", "F", "La"}:
+        raise PixelsUnsupported(image.mode)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # straight to RGB, Pillow warns about the alpha it drops
+    return image.convert("RGB")
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Return how a loaded image lies, as in EXIF: 1 upright, 2 to 8 turned, others mean nothing."""
+    if len(image.info.get("exif", b"")) > MAX_EXIF_BYTES:
+        return 1
+    try:
+        value = image.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # noqa: BLE001 Pillow's metadata parsers raise anything; pixels matter, metadata helps
+        return 1
+    return value if isinstance(value, int) else 1
 
 
 def resize_and_crop(image: Image.Image, spec: ImageSpec) -> Image.Image:
@@ -126,16 +146,6 @@ def normalise(pixels: Pixels, spec: ImageSpec) -> NDArray[np.float32]:
     mean = np.asarray(spec.mean, np.float32)[:, None, None]
     std = np.asarray(spec.std, np.float32)[:, None, None]
     return (pixels.astype(np.float32) / np.float32(255) - mean) / std
-
-
-def _orientation(image: Image.Image) -> int:
-    if len(image.info.get("exif", b"")) > MAX_EXIF_BYTES:
-        return 1
-    try:
-        value = image.getexif().get(ORIENTATION_TAG, 1)
-    except Exception:  # noqa: BLE001 Pillow's metadata parsers raise anything; pixels matter, metadata helps
-        return 1
-    return value if isinstance(value, int) else 1
 
 
 def _grey_16_to_8(image: Image.Image) -> Image.Image:

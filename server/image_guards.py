@@ -39,6 +39,8 @@ class FirstPage(TiffImageFile):
 
     def load_end(self) -> None:
         self.getexif()  # of the page's own directory, while the file is open
+        # as stored, like the pixels: Pillow states it upright, and would turn the pixels here
+        self._size = self.im.size
 
 
 def check_bytes(kind: ImageType, data: bytes) -> None:

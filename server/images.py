@@ -23,11 +23,14 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from adapters.manifest import Preprocessing
 from backbone.errors import PixelsUnsupported
-from backbone.preprocess import ImageSpec, preprocess
+from backbone.preprocess import ImageSpec, Pixels, preprocess
 from server.contracts import Image
 from server.errors import ImageInvalid, ImageTooLarge, ImageTypeUnsupported, QueueFull, ServerError
 from server.image_guards import BoundedReader, FirstPage, check_bytes, check_header
 from server.image_types import ImageType, declared_type, sniff
+from server.pixel_budget import PixelBudget
+
+Reader = Callable[[ImageFile, bytes, ImageSpec], Pixels]  # a file whose header was checked, and its bytes
 
 # Built directly, not through `Image.open`: that would try every format, parse embedded previews, and warn
 # about sizes by a process-wide limit.
@@ -41,12 +44,19 @@ READERS: dict[ImageType, type[ImageFile]] = {
 }
 
 
+def read_with_pillow(image: ImageFile, _: bytes, spec: ImageSpec) -> Pixels:
+    """Return what training sees, bit for bit. `server.fast_images` has faster readers, which need torch."""
+    return preprocess(image, spec)
+
+
 class ImageDecoder:
     """Turns files into what the backbone sees, in a pool of threads.
 
     Args:
         preprocessing: What the backbone sees.
-        max_pixels: Largest image; decoding takes up to 20 bytes of memory per pixel and thread.
+        max_pixels: Largest image, and what the threads decode at a time, which takes up to 20 bytes of
+            memory per pixel: a large image waits for others, in its thread, and small ones share.
+        read: Makes pixels of a file; it may raise anything.
         threads: Size of the pool; 0 for one per core.
         max_waiting: Files that may wait for a thread.
         observe: Told on the event loop how many seconds each good image took its thread.
@@ -57,6 +67,7 @@ class ImageDecoder:
         preprocessing: Preprocessing,
         *,
         max_pixels: int,
+        read: Reader = read_with_pillow,
         threads: int = 0,
         max_waiting: int = 1024,
         observe: Callable[[float], None] = lambda seconds: None,
@@ -65,7 +76,9 @@ class ImageDecoder:
         warnings.filterwarnings("ignore", module=r"PIL\.")
         logging.getLogger("PIL").setLevel(logging.CRITICAL)
         self._spec = ImageSpec(**preprocessing.model_dump())
+        self._read = read
         self._max_pixels = max_pixels
+        self._budget = PixelBudget(max_pixels)
         self._threads = threads or os.cpu_count() or 1
         self._max_open = self._threads + max_waiting
         self._observe = observe
@@ -84,7 +97,7 @@ class ImageDecoder:
         self._open += 1
         try:
             loop = asyncio.get_running_loop()
-            image, seconds = await loop.run_in_executor(self._pool, self._timed, data, content_type)
+            image, seconds = await loop.run_in_executor(self._pool, self._decode, data, content_type)
         finally:
             self._open -= 1
         self._observe(seconds)
@@ -96,12 +109,18 @@ class ImageDecoder:
         Raises:
             ImageInvalid, ImageTooLarge, ImageTypeUnsupported
         """
+        return self._decode(data, content_type)[0]
+
+    def _decode(self, data: bytes, content_type: str | None) -> tuple[Image, float]:
+        """Return the image and the seconds that it took, without what it waited for others' pixels."""
+        started = time.perf_counter()
         kind = _type_of(data, content_type)
         try:
             check_bytes(kind, data)
             with READERS[kind](BoundedReader(data)) as image:
                 check_header(image, self._max_pixels)
-                return preprocess(image, self._spec)
+                with self._budget.hold(image.width * image.height) as waited:
+                    pixels = self._read(image, data, self._spec)
         except (ServerError, MemoryError):
             raise
         except PillowImage.DecompressionBombError as error:
@@ -110,10 +129,7 @@ class ImageDecoder:
             raise ImageInvalid(str(error)) from error
         except Exception as error:  # Pillow raises anything on hostile bytes
             raise ImageInvalid(_reason(kind, error)) from error
-
-    def _timed(self, data: bytes, content_type: str | None) -> tuple[Image, float]:
-        started = time.perf_counter()
-        return self.decode_here(data, content_type), time.perf_counter() - started
+        return pixels, time.perf_counter() - started - waited
 
     def close(self) -> None:
         """Drop what waits; what is being decoded is finished by its thread."""

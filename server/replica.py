@@ -23,7 +23,7 @@ from server.catalog import Catalog
 from server.contracts import Device
 from server.cores import with_threads
 from server.engine import LocalEngine
-from server.images import ImageDecoder
+from server.images import ImageDecoder, Reader, read_with_pillow
 from server.limits import EngineLimits
 from server.metrics import Metrics
 from server.observed_registry import ObservedRegistry
@@ -69,6 +69,7 @@ class Replica:
         """
         settings = with_threads(settings)
         device = await asyncio.to_thread(open_device or _open_device, settings)
+        read = await asyncio.to_thread(_reader_of, settings)
         async with contextlib.AsyncExitStack() as on_failure:
             metrics = Metrics.create(settings)
             registry = ObservedRegistry(
@@ -90,7 +91,9 @@ class Replica:
         decoder = ImageDecoder(
             device.info.preprocessing,
             max_pixels=settings.max_pixels,
+            read=read,
             threads=settings.decode_threads,
+            max_waiting=settings.max_queue,
             observe=metrics.observe_decode,
         )
         readiness = Readiness(Phase.READY)
@@ -144,6 +147,14 @@ def _open_device(settings: Settings) -> Device:
     from server.device import BackboneDevice  # loads torch
 
     return BackboneDevice.open(settings)
+
+
+def _reader_of(settings: Settings) -> Reader:
+    if settings.decoding == "pillow":
+        return read_with_pillow
+    from server import fast_images  # loads torch
+
+    return fast_images.read_scaled if settings.decoding == "scaled" else fast_images.read_fast
 
 
 async def _warm_up(engine: LocalEngine, registry: Registry, catalog: Catalog) -> None:

@@ -70,6 +70,15 @@ class Settings(BaseSettings):
     threads: Annotated[Threads, Field(description="Threads of one forward on the CPU; 0: one per core.")] = 0
     decode_threads: Annotated[Threads, Field(description="Threads that decode images; 0: one per core.")] = 0
 
+    decoding: Annotated[
+        Literal["fast", "pillow", "scaled"],
+        Field(
+            description="How images are read. `fast`: as training reads them, within one grey level but for "
+            "a few values in a million; `pillow`: bit for bit as training, slower; `scaled`: large JPEGs are decoded at 1/2, 1/4 or 1/8 "
+            "of their size, faster still, and fine detail differs by some grey levels."
+        ),
+    ] = "fast"
+
     data_dir: Annotated[Path, Field(description="State of the embedded registry, and the disk cache.")] = (
         Path("data")
     )
@@ -98,7 +107,10 @@ class Settings(BaseSettings):
     ] = ByteSize(8 * GIB)
 
     max_batch: Annotated[int, Field(ge=1, le=1024, description="Images in one forward.")] = 16
-    max_queue: Annotated[int, Field(ge=1, description="Images that may wait; the next gets 429.")] = 1024
+    max_queue: Annotated[
+        int,
+        Field(ge=1, description="Images that may wait for the device, and for decoding; the next gets 429."),
+    ] = 1024
     max_queue_per_task: Annotated[
         int, Field(ge=1, description="Images of one task that may wait; the next gets 429.")
     ] = 256
@@ -115,7 +127,12 @@ class Settings(BaseSettings):
     max_body_bytes: Annotated[Bytes, Field(description="Largest body of a prediction.")] = ByteSize(32 * MIB)
     max_adapter_bytes: Annotated[Bytes, Field(description="Largest adapter file.")] = ByteSize(64 * MIB)
     max_pixels: Annotated[
-        int, Field(ge=1, description="Largest image in pixels, checked before decoding.")
+        int,
+        Field(
+            ge=1,
+            description="Largest image in pixels, checked before decoding, and what one replica decodes at a "
+            "time: up to 20 bytes of memory each.",
+        ),
     ] = 64_000_000
     max_images_per_request: Annotated[int, Field(ge=1, le=4096, description="Images in `/v1/predict`.")] = 64
     max_rows_per_request: Annotated[

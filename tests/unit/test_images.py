@@ -2,21 +2,27 @@ import asyncio
 import logging
 import random
 import struct
+import threading
 import time
 import zlib
 from collections.abc import AsyncIterator
 from io import BytesIO
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import pytest_asyncio
 from PIL import Image
+from PIL.ImageFile import ImageFile
 
 from adapters.manifest import Preprocessing
-from backbone.preprocess import ImageSpec, preprocess
+from backbone.preprocess import ImageSpec, Pixels, preprocess
+from server import images, pixel_budget
 from server.errors import ImageInvalid, ImageTooLarge, ImageTypeUnsupported, QueueFull
+from server.fast_images import read_fast
 from server.image_guards import MAX_JPEG_SEGMENTS, MAX_READS, MAX_TIFF_VALUES
-from server.images import ImageDecoder
+from server.images import ImageDecoder, read_with_pillow
+from tests.unit.test_pixel_budget import wait_for_line
 
 PREPROCESSING = Preprocessing(height=32, width=32, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 MAX_PIXELS = 200_000
@@ -32,9 +38,9 @@ KINDS = {
 }
 
 
-@pytest_asyncio.fixture
-async def decoder() -> AsyncIterator[ImageDecoder]:
-    made = ImageDecoder(PREPROCESSING, max_pixels=MAX_PIXELS, threads=2, max_waiting=2)
+@pytest_asyncio.fixture(params=[read_with_pillow, read_fast], ids=["pillow", "fast"])
+async def decoder(request: pytest.FixtureRequest) -> AsyncIterator[ImageDecoder]:
+    made = ImageDecoder(PREPROCESSING, max_pixels=MAX_PIXELS, read=request.param, threads=2, max_waiting=2)
     yield made
     made.close()
 
@@ -44,6 +50,11 @@ def picture(width: int = 60, height: int = 45) -> Image.Image:
     ramp = np.linspace(0, 200, width * height * 3).reshape(height, width, 3)
     noise = np.random.default_rng(0).integers(0, 40, ramp.shape)
     return Image.fromarray((ramp + noise).astype(np.uint8))
+
+
+def assert_as_in_training(pixels: Pixels, data: bytes) -> None:
+    expected = preprocess(data, ImageSpec(**PREPROCESSING.model_dump()))
+    np.testing.assert_allclose(pixels.astype(int), expected, rtol=0, atol=1)
 
 
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -77,7 +88,7 @@ async def test_decodes_what_training_sees(decoder: ImageDecoder, kind: str, cont
     data = encode(picture(), kind)
     pixels = await decoder.decode(data, content_type)
     assert pixels.shape == (3, 32, 32)
-    np.testing.assert_array_equal(pixels, preprocess(data, ImageSpec(**PREPROCESSING.model_dump())))
+    assert_as_in_training(pixels, data)
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "jpeg", "tiff_deflate"])
@@ -86,8 +97,7 @@ def test_tiffs_are_upright(decoder: ImageDecoder, compression: str, orientation:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(picture(), "TIFF", exif=exif, compression=compression)
-    expected = preprocess(data, ImageSpec(**PREPROCESSING.model_dump()))
-    np.testing.assert_array_equal(decoder.decode_here(data, None), expected)
+    assert_as_in_training(decoder.decode_here(data, None), data)
 
 
 @pytest.mark.parametrize("declared", [None, "", "application/octet-stream", "image/*", "IMAGE/JPG; q=1"])
@@ -332,3 +342,27 @@ def test_pillow_does_not_log_what_clients_send(
     with caplog.at_level(logging.WARNING), pytest.raises(ImageInvalid):
         decoder.decode_here(bad, None)
     assert not caplog.records
+
+
+async def test_waiting_for_anothers_pixels_is_not_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, told = [0.0], list[float]()
+    reading, go_on = threading.Event(), threading.Event()
+    for module in (images, pixel_budget):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def read(image: ImageFile, _: bytes, spec: ImageSpec) -> Pixels:
+        if image.width == 20:
+            reading.set()
+            assert go_on.wait(10)
+        return np.zeros((3, spec.height, spec.width), np.uint8)
+
+    decoder = ImageDecoder(PREPROCESSING, max_pixels=400, read=read, threads=2, observe=told.append)
+    first = asyncio.create_task(decoder.decode(encode(picture(20, 20), "PNG"), None))
+    assert await asyncio.to_thread(reading.wait, 10)
+    second = asyncio.create_task(decoder.decode(encode(picture(10, 10), "PNG"), None))
+    await asyncio.to_thread(wait_for_line, decoder._budget, 1)
+    now[0] = 100.0
+    go_on.set()
+    await asyncio.gather(first, second)
+    decoder.close()
+    assert sorted(told) == [0.0, 100.0]

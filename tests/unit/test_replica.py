@@ -10,7 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from registry.errors import InvalidName
 from server.contracts import Device
-from server.errors import SettingsInvalid
+from server.errors import ImageInvalid, QueueFull, SettingsInvalid
+from server.fast_images import read_fast, read_scaled
+from server.images import Reader, read_with_pillow
 from server.replica import Replica, disk_of
 from server.settings import Settings
 from tests.fakes import WRONG_PROBE, FakeDevice, make_adapter_file
@@ -70,6 +72,23 @@ async def test_metrics_show_the_parts_at_work(replica: Replica) -> None:
     assert shown["ssfserve_registry_seconds_count", "add_version"] == 1
     assert shown["ssfserve_slots",] == 4
     assert shown["ssfserve_tasks",] == 1
+
+
+@pytest.mark.parametrize(
+    ("decoding", "read"), [("fast", read_fast), ("scaled", read_scaled), ("pillow", read_with_pillow)]
+)
+async def test_images_are_read_as_settings_say(decoding: str, read: Reader, folder: Path) -> None:
+    replica = await opened(folder, decoding=decoding)
+    assert replica.decoder._read is read
+    await replica.close()
+
+
+async def test_as_many_images_wait_for_decoding_as_for_the_device(folder: Path) -> None:
+    replica = await opened(folder, max_queue=3, decode_threads=1)
+    calls = [replica.decoder.decode(b"\xff\xd8\xff", None) for _ in range(5)]
+    ends = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(end) for end in ends] == [ImageInvalid] * 4 + [QueueFull]
+    await replica.close()
 
 
 async def test_replicas_that_start_together_seed_once(folder: Path) -> None:
