@@ -74,8 +74,8 @@ class Settings(BaseSettings):
         Literal["fast", "pillow", "scaled"],
         Field(
             description="How images are read. `fast`: as training reads them, within one grey level but for "
-            "a few values in a million; `pillow`: bit for bit as training, slower; `scaled`: large JPEGs are decoded at 1/2, 1/4 or 1/8 "
-            "of their size, faster still, and fine detail differs by some grey levels."
+            "a few values in a million; `pillow`: bit for bit as training, slower; `scaled`: large JPEGs are "
+            "decoded at 1/2, 1/4 or 1/8 of their size, faster still, and fine detail differs by some grey levels."
         ),
     ] = "fast"
 
