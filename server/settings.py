@@ -70,8 +70,9 @@ class Settings(BaseSettings):
     registry: Annotated[
         str,
         Field(
-            pattern=r"^(embedded:|rediss?://)",
-            description="`embedded:` (SQLite in the data directory) or `redis://…`.",
+            pattern=r"^(embedded:|rediss?(\+sentinel)?://|redis\+unix://)",
+            description="`embedded:` (SQLite in the data directory), or `redis://…` and its relatives, for "
+            "several hosts; see [registry.md](registry.md).",
         ),
     ] = "embedded:"
     registry_poll_ms: Annotated[Milliseconds, Field(description="How often changes are looked for.")] = 200
