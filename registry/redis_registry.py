@@ -50,7 +50,7 @@ from registry.upkeep import KeptRegistry, TaskPast
 
 SCHEMA = "1"
 MAX_INTEGER = 2**53  # what Redis' scores and Lua's numbers hold exactly
-MAX_UPLOADS = 3  # of the same bytes, if sweeps take them away
+MAX_UPLOADS = 5  # of the same bytes, if sweeps take them away
 
 _CURSOR = re.compile(r"0|[1-9][0-9]{0,17}-[1-9][0-9]{0,17}")
 
@@ -239,8 +239,8 @@ class RedisRegistry(KeptRegistry):
     ) -> list[Any]:
         """Store bytes and record; return the version's number, its record and whether it is new."""
         await self._prepare()
-        for _ in range(MAX_UPLOADS):
-            held = await self._blobs.held(digest)
+        for attempt in range(MAX_UPLOADS):
+            held = await self._blobs.held(digest) if attempt == 0 else None
             name = held or await self._blobs.upload(digest, data)
             rest = (int(promote), name, int(held is None), "" if number is None else number)
             status, *found = await self._write("add_version", task, task, digest, record, *rest)

@@ -17,7 +17,7 @@ from registry.errors import RegistryUrlInvalid
 SCHEMES = ("redis", "rediss", "redis+unix", "redis+sentinel", "rediss+sentinel")
 PORT, SENTINEL_PORT = 6379, 26379
 
-_HOST = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^:\[\]]+)(?::(\d{1,5}))?")
+_HOST = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^:,\s\[\]]+)(?::(\d{1,5}))?")
 _DATABASE = re.compile(r"\d{1,5}")
 
 

@@ -36,6 +36,7 @@ class RedisServer:
         assert BINARY is not None
         options = ["--dir", str(self.directory), "--logfile", str(self.log), "--save", "", "--port", "0"]
         options += ["--unixsocket", str(self.socket), "--appendonly", "yes", "--appendfsync", "everysec"]
+        options += ["--bind", "127.0.0.1"]
         self._process = subprocess.Popen([BINARY, *options, *self._options], stdout=subprocess.DEVNULL)
         self._until_it_answers()
         return self
@@ -91,6 +92,26 @@ class RedisServer:
             return self.command("PING").startswith((b"+PONG", b"-NOAUTH"))
         except OSError:
             return False
+
+
+class Sentinel(RedisServer):
+    """A sentinel that alone decides on a failover of the service `main`, 0.5 s after its master died."""
+
+    def __init__(self, directory: Path, port: int, master: int) -> None:
+        super().__init__(directory)
+        self._config = directory / "sentinel.conf"
+        self._config.write_text(
+            f"port {port}\nbind 127.0.0.1\nunixsocket {self.socket}\nlogfile {self.log}\ndir {directory}\n"
+            f"sentinel monitor main 127.0.0.1 {master} 1\n"
+            "sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 2000\n"
+        )
+
+    def start(self) -> Self:
+        assert BINARY is not None
+        command = [BINARY, str(self._config), "--sentinel"]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        self._until_it_answers()
+        return self
 
 
 @contextmanager

@@ -96,4 +96,8 @@ def _progress() -> "Iterator[Callable[[Version], None]]":
     from tqdm import tqdm
 
     with tqdm(unit=" versions", disable=None, leave=False) as bar:
-        yield lambda _: bar.update() and None
+
+        def done(_: "Version") -> None:
+            bar.update()
+
+        yield done

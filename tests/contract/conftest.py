@@ -1,4 +1,3 @@
-import hashlib
 import multiprocessing
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -9,20 +8,8 @@ import pytest_asyncio
 
 from registry import KeptRegistry
 from tests.contract.backends import BACKENDS, REDIS_URL
-from tests.redis_servers import BINARY, MISSING, RedisServer, free_port, redis_server
 
 WORKERS = 4
-
-
-@pytest.fixture(scope="session")
-def redis() -> Iterator[RedisServer]:
-    """One server for all tests, in cluster mode: it refuses what touches keys of more than one slot."""
-    if BINARY is None:
-        pytest.skip(MISSING)
-    with redis_server("--cluster-enabled", "yes", "--port", str(free_port())) as server:
-        server.command("CLUSTER", "ADDSLOTS", *map(str, range(16384)))
-        server.until("CLUSTER", "INFO", answers=b"cluster_state:ok")
-        yield server
 
 
 @pytest.fixture(params=BACKENDS)
@@ -30,9 +17,7 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A backend's name; what leads to a place of its own for each test is in the test's directory."""
     name = str(request.param)
     if name.startswith("redis"):
-        server: RedisServer = request.getfixturevalue("redis")
-        prefix = hashlib.sha256(str(tmp_path).encode()).hexdigest()[:16]
-        (tmp_path / REDIS_URL).write_text(f"{server.url}?prefix={prefix}")
+        (tmp_path / REDIS_URL).write_text(request.getfixturevalue("redis_url"))
     return name
 
 
