@@ -74,7 +74,7 @@ class RedisRegistry(KeptRegistry):
         self._blobs = RedisBlobs(server, self._keys, place)
         self._outside = outside
         self._max_events = max_events
-        self._prepared = False
+        self._identity: bytes | None = None
 
     async def add_version(
         self, task: str, data: bytes, manifest: Manifest, *, promote: bool = False
@@ -167,6 +167,7 @@ class RedisRegistry(KeptRegistry):
             raise CursorInvalid(after)
         status, *entries = await self._run("events", None, after, limit)
         if status == b"invalid":
+            await self._refuse_another()
             raise CursorInvalid(after)
         return tuple(decode_event(cursor, fields) for cursor, fields in entries)
 
@@ -267,7 +268,7 @@ class RedisRegistry(KeptRegistry):
 
     async def _prepare(self) -> None:
         """Claim the place at the first use, or see that it is one this program can use."""
-        if self._prepared:
+        if self._identity is not None:
             return
         where = "outside" if self._outside else "redis"
         schema, identity, place, blobs = await self._server.run(
@@ -281,4 +282,16 @@ class RedisRegistry(KeptRegistry):
             raise RegistryUnavailable("redis", f"its blobs are {has}")
         if self._outside:
             await self._blobs.check_place(identity.decode(), in_use=blobs > 0)
-        self._prepared = True
+        self._identity = identity
+
+    async def _refuse_another(self) -> None:
+        """Keep a reader from taking an emptied server for one whose tasks were all deleted.
+
+        Raises:
+            RegistryUnavailable: If this is not the registry that was found at the first use.
+        """
+        if await self._server.ask("HGET", self._keys("meta"), "identity") != self._identity:
+            detail = (
+                "this is another registry than at the first use: restore it, or restart to take it as it is"
+            )
+            raise RegistryUnavailable("redis", detail)

@@ -254,16 +254,31 @@ class TestEvents:
         first, *_ = await registry.events(before)
         assert (first.kind, first.version) == (EventKind.VERSION_ADDED, 3)
 
-    async def test_a_cursor_outlives_an_emptied_registry_as_invalid(
-        self, registry: RedisRegistry, raw: Raw
+    async def test_an_older_state_restored_from_a_backup_is_read_anew(
+        self, registry: RedisRegistry, redis: RedisServer, raw: Raw
     ) -> None:
         await add(registry, "pets", 1)
         cursor = await registry.cursor()
-        for name in ("meta", "names", "tasks", "events"):
+        for name in ("names", "tasks", "events"):
             raw.do("DEL", name)
+        redis.command("HDEL", raw.key("meta"), "last", "events")
         with pytest.raises(CursorInvalid):
             await registry.events(cursor)
         assert await registry.events(await registry.cursor()) == ()
+
+    async def test_an_emptied_server_is_not_taken_for_a_registry_without_tasks(
+        self, registry: RedisRegistry, redis: RedisServer, raw: Raw, redis_url: str, tmp_path: Path
+    ) -> None:
+        await add(registry, "pets", 1)
+        cursor = await registry.cursor()
+        redis.command("DEL", *redis.command("KEYS", raw.key("*")).decode().split("\r\n")[2::2])
+        with pytest.raises(RegistryUnavailable, match="another registry"):
+            await registry.events(cursor)
+        again = open_registry(redis_url, tmp_path)
+        assert await add(again, "cars", 1) == [1]
+        with pytest.raises(RegistryUnavailable, match="another registry"):
+            await registry.events(cursor)
+        await again.close()
 
 
 class TestDamage:
