@@ -1,8 +1,8 @@
 """The connection to Redis or Valkey; the only module that knows redis-py.
 
 Every call ends within the target's timeout, waiting for a connection and making one included. Connections are
-made when needed, so a server that comes back, or another that takes over, is used by the next call. What may
-be sent twice is sent once more if the connection broke; a script never is, because it may have been run.
+looked at before they are used and made when needed, so a server that comes back, or another that takes over,
+is used by the next call. Nothing is sent twice: where no answer came, the command may have been run.
 """
 
 import asyncio
@@ -13,8 +13,7 @@ import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, NoScriptError, RedisError
-from redis.exceptions import ConnectionError as ConnectionBroken
+from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as TookTooLong
 
 from registry.errors import RegistryUnavailable
@@ -35,20 +34,11 @@ class Connection:
         self._closed = False
 
     async def ask(self, *command: Any) -> Any:
-        """Send a command that may be sent again, and return its raw answer."""
-
-        async def send() -> Any:
-            try:
-                return await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
-            except AuthenticationError:
-                raise
-            except ConnectionBroken:
-                return await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
-
-        return await self._bounded(send)
+        """Send a command and return its answer."""
+        return await self._bounded(lambda: self._client.execute_command(*command))  # type: ignore[no-untyped-call]
 
     async def run(self, name: str, keys: Sequence[str], *arguments: Any) -> list[Any]:
-        """Run a script, at most once, and return its answer."""
+        """Run a script and return its answer."""
         found = script(name)
 
         async def send() -> Any:

@@ -27,14 +27,14 @@ _log = logging.getLogger(__name__)
 
 
 class Server(Protocol):
-    """What is asked of a connection to Redis. Methods raise RegistryUnavailable."""
+    """What is asked of a connection to Redis. It sends nothing twice; methods raise RegistryUnavailable."""
 
     async def ask(self, *command: Any) -> Any:
-        """Send a command that may be sent again, and return its raw answer."""
+        """Send a command and return its answer."""
         ...
 
     async def run(self, script: str, keys: Sequence[str], *arguments: Any) -> list[Any]:
-        """Run a script, at most once, and return its answer."""
+        """Run a script and return its answer."""
         ...
 
     async def close(self) -> None: ...
@@ -112,8 +112,7 @@ class RedisBlobs:
     async def upload(self, digest: str, data: bytes) -> str:
         """Store bytes in a new object, announced, and return its name."""
         name = f"{digest}.{secrets.token_hex(8)}"
-        # NX: sent again, it must not undo what a sweep has decided in between
-        await self._server.ask("ZADD", self._keys("uploads"), "NX", repr(time.time()), name)
+        await self._server.ask("ZADD", self._keys("uploads"), repr(time.time()), name)
         await self._place.put(name, data)
         return name
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from registry import (
     open_registry,
 )
 from registry.checking import check
-from registry.places import StoredOutside
+from registry.places import Directory, StoredOutside
 from registry.redis_backend import Connection
 from registry.redis_blobs import CHUNK, InRedis
 from registry.redis_keys import Keys
@@ -73,6 +74,9 @@ async def test_all_keys_are_in_one_slot_and_named_as_documented(
         *("versions:pets", "order:pets", "digests:pets", "moves:pets"),
         f"object:{object_}",
     }
+    await registry.delete_task("pets")
+    left = redis.command("KEYS", raw.key("*")).split(b"\r\n")[2::2]
+    assert {key.decode().removeprefix(raw.key("")) for key in left} == {"meta", "numbers", "events"}
 
 
 class TestBytes:
@@ -114,8 +118,11 @@ class Meddler:
         self.connection = Connection(RedisTarget.parse(url))
         self.before: dict[str, Any] = {}
         self.times = 1
+        self.refused: set[str] = set()
 
     async def ask(self, *command: Any) -> Any:
+        if command[0] in self.refused:
+            raise RegistryUnavailable("redis", "away for this command")
         return await self.connection.ask(*command)
 
     async def run(self, script: str, keys: Sequence[str], *arguments: Any) -> list[Any]:
@@ -188,6 +195,23 @@ class TestSweeps:
         assert await registry.reclaim() == 1
         assert await registry.reclaim() == 0
 
+    async def test_a_sweep_that_stops_before_it_removes_has_already_decided(
+        self, meddled: tuple[RedisRegistry, Meddler], redis_url: str
+    ) -> None:
+        """It goes on when the upload is over, and takes the first object: the version must have another."""
+        registry, meddler = meddled
+        keys = Keys(RedisTarget.parse(redis_url).options.prefix)
+        decided: list[bytes] = []
+
+        async def decide() -> None:
+            decided.extend(await meddler.connection.run("sweep", keys.all(), "1e12"))
+
+        meddler.before["add_version"] = decide
+        await add(registry, "pets", 1)
+        digest = (await registry.get_version("pets", 1)).digest
+        held = await meddler.ask("HGET", keys("blobs"), digest)
+        assert len(decided) == 1 and held not in decided
+
     async def test_bytes_that_came_back_while_they_were_let_go_of_stay(
         self, meddled: tuple[RedisRegistry, Meddler]
     ) -> None:
@@ -201,6 +225,23 @@ class TestSweeps:
         meddler.before["add_version"] = delete
         await add(registry, "pets", 1)
         assert await registry.fetch((await registry.get_version("pets", 1)).digest) == make_blob(1)
+
+
+async def test_what_could_not_be_removed_at_once_is_removed_by_a_sweep(
+    redis_url: str, redis: RedisServer, raw: Raw
+) -> None:
+    meddler, prefix = Meddler(redis_url), RedisTarget.parse(redis_url).options.prefix
+    place = InRedis(meddler, Keys(prefix))
+    registry = RedisRegistry(meddler, prefix=prefix, place=place, outside=False)
+    await add(registry, "pets", 1, 2, 3)
+    meddler.refused = {"UNLINK"}
+    await registry.delete_version("pets", 2)
+    raw.do("SETRANGE", f"object:{raw.object((await registry.get_version('pets', 1)).digest)}", "0", "x")
+    await add(registry, "pets", 1)  # mended: in another object
+    meddler.refused = set()
+    assert await registry.reclaim(older_than=3600) == 2
+    assert len(redis.command("KEYS", raw.key("object:*")).split(b"\r\n")[2::2]) == 2
+    await registry.close()
 
 
 async def test_strays_in_a_directory_are_removed_and_foreign_files_left(
@@ -403,6 +444,22 @@ async def test_an_object_store_by_fsspec_holds_the_bytes(redis_url: str, tmp_pat
     await registry.delete_task("pets")
     assert [path.rpartition("/")[2] for path in store.find("/bucket/adapters")] == ["registry"]
     await registry.close()
+
+
+async def test_a_store_that_hangs_is_unavailable_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone_on = threading.Event()
+
+    class Hanging(Directory):
+        def get(self, name: str) -> bytes:
+            gone_on.wait(30)
+            return b""
+
+    monkeypatch.setattr("registry.places.open_store", lambda _: Hanging(Path("/nonexistent")))
+    place = StoredOutside("file:///mnt/share", seconds=0.05)
+    with pytest.raises(RegistryUnavailable, match=r"blobs at file:///mnt/share: no answer within 0.05 s"):
+        await place.get("x")
+    gone_on.set()
+    await place.close()
 
 
 async def test_a_store_that_fails_or_is_not_known_is_unavailable(redis_url: str, tmp_path: Path) -> None:

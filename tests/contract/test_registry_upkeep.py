@@ -115,9 +115,10 @@ class TestCopy:
     async def test_refuses_to_overwrite_an_alias_with_another_past(
         self, registry: KeptRegistry, other: KeptRegistry
     ) -> None:
-        await add(registry, "pets", 1, 2)
+        await add(registry, "pets", 1, 2, 3)
         await copy(registry, other)
         await other.set_alias("pets", "production", 2)
+        await registry.set_alias("pets", "production", 3)
         with pytest.raises(RestoreConflict, match="production"):
             await copy(registry, other)
         assert await production(other) == 2
