@@ -226,7 +226,8 @@ class RedisRegistry(KeptRegistry):
         return await faults(self._server, self._keys)
 
     async def risks(self) -> tuple[str, ...]:
-        return risks(await self._ask("INFO"))
+        await self._prepare()
+        return await risks(self._server)
 
     async def _store(
         self,

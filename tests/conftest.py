@@ -17,7 +17,7 @@ def needs_redis() -> None:
 @pytest.fixture(scope="session")
 def redis(needs_redis: None) -> Iterator[RedisServer]:
     """One server for all tests, in cluster mode: it refuses what touches keys of more than one slot."""
-    with redis_server("--cluster-enabled", "yes", "--port", str(free_port())) as server:
+    with redis_server("--cluster-enabled", "yes", "--port", str(free_port()), "--appendonly", "no") as server:
         server.command("CLUSTER", "ADDSLOTS", *map(str, range(16384)))
         server.until("CLUSTER", "INFO", answers=b"cluster_state:ok")
         yield server

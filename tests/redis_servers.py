@@ -18,7 +18,7 @@ START_SECONDS = 30.0
 
 
 class RedisServer:
-    """A server that keeps an append-only file, and can be killed, paused and started again."""
+    """A server that syncs each write before it answers, and can be killed, paused and started again."""
 
     def __init__(self, directory: Path, *options: str) -> None:
         self.directory = directory
@@ -35,7 +35,7 @@ class RedisServer:
         """Start it; it answers when this returns."""
         assert BINARY is not None
         options = ["--dir", str(self.directory), "--logfile", str(self.log), "--save", "", "--port", "0"]
-        options += ["--unixsocket", str(self.socket), "--appendonly", "yes", "--appendfsync", "everysec"]
+        options += ["--unixsocket", str(self.socket), "--appendonly", "yes", "--appendfsync", "always"]
         options += ["--bind", "127.0.0.1"]
         self._process = subprocess.Popen([BINARY, *options, *self._options], stdout=subprocess.DEVNULL)
         self._until_it_answers()

@@ -268,6 +268,9 @@ async def test_a_full_server_refuses_writes_and_goes_on_reading(
 
 async def test_risky_settings_are_named(registry: KeptRegistry, own_redis: RedisServer) -> None:
     assert await registry.risks() == ()
+    own_redis.command("CONFIG", "SET", "appendfsync", "everysec")
+    (only,) = await registry.risks()
+    assert "appendfsync is everysec" in only
     own_redis.command("CONFIG", "SET", "appendonly", "no")
     own_redis.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
     first, second = await registry.risks()
