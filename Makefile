@@ -25,6 +25,7 @@ check: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.tax
 	$(BIN)/python -m benchmarks.http
+	$(BIN)/python -m benchmarks.kernels
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'

@@ -13,7 +13,7 @@ from adapters.data import Dataset
 from adapters.errors import DataInvalid
 from adapters.file import Adapter
 from adapters.folding import check_adapter, fold_adapter
-from backbone.executor import TorchExecutor
+from backbone.executors.base import Executor
 from backbone.load import Backbone
 from backbone.preprocess import normalise
 from backbone.tuned import TunedModel
@@ -52,14 +52,17 @@ class Evaluation:
         return _shares(self.labels, self.confusion.diagonal(), self.confusion.sum(0))
 
 
-def served(backbone: Backbone, adapter: Adapter, *, device: str, dtype: str) -> Classify:
+def served(executor: Executor, adapter: Adapter) -> Classify:
     """Return what maps uint8 images [B, 3, H, W] to logits [B, K] as the server does: folded, in a bank.
+
+    Args:
+        executor: What the server would run; its slot 1 is taken.
+        adapter: Any that fits its backbone.
 
     Raises:
         AdapterIncompatible: If the adapter belongs to another backbone or preprocessing.
     """
-    executor = TorchExecutor(backbone, device=device, dtype=dtype, slots=1)
-    executor.load(SLOT, fold_adapter(backbone, adapter))
+    executor.load(SLOT, fold_adapter(executor.backbone, adapter))
     return lambda pixels: np.stack(executor.run(list(pixels.numpy()), [SLOT] * len(pixels)))
 
 

@@ -3,7 +3,7 @@
 from adapters.file import Adapter
 from adapters.fits import check_fits
 from adapters.manifest import Preprocessing
-from backbone.executor import FoldedAdapter
+from backbone.executors.base import FoldedAdapter
 from backbone.heads import Head
 from backbone.load import Backbone
 

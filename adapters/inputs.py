@@ -14,7 +14,7 @@ from adapters.optim import Tunable
 from adapters.recipe import Recipe
 from adapters.spread import measure_spreads
 from backbone.errors import UnsupportedModel
-from backbone.executor import DTYPES
+from backbone.executors.torch_executor import DTYPES
 from backbone.load import Backbone
 from backbone.preprocess import ImageSpec
 from backbone.tuned import TunedModel

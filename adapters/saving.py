@@ -7,7 +7,7 @@ from pathlib import Path
 from adapters.file import Adapter, digest, read_adapter, write_adapter
 from adapters.folding import fold_adapter
 from adapters.probe import check_probe, probe_image
-from backbone.executor import TorchExecutor
+from backbone.executors.torch_executor import TorchExecutor
 from backbone.load import Backbone
 
 

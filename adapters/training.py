@@ -19,6 +19,7 @@ from adapters.loop import EpochReport, Outcome, fit
 from adapters.manifest import BackboneRef, Manifest, SiteWidth, Training
 from adapters.probe import compute_probe
 from adapters.recipe import Recipe
+from backbone.executors.torch_executor import TorchExecutor
 from backbone.load import Backbone
 
 PACKAGES = ("torch", "timm", "numpy", "pillow", "safetensors")
@@ -169,8 +170,9 @@ def _metrics(outcome: Outcome) -> dict[str, float]:
 def _served_metrics(
     backbone: Backbone, adapter: Adapter, dataset: Dataset, parted: Split, recipe: Recipe
 ) -> dict[str, float]:
-    """Score the finished, rounded adapter as the server will run it."""
-    classify = served(backbone, adapter, device=recipe.device, dtype=recipe.dtype)
+    """Score the finished, rounded adapter folded in a bank, as a server runs it."""
+    executor = TorchExecutor(backbone, device=recipe.device, dtype=recipe.dtype, slots=1)
+    classify = served(executor, adapter)
     held = parted.val
     found = evaluate(classify, dataset.pixels[held], dataset.targets[held], dataset.labels)
     return {"val_accuracy_served": found.accuracy, "val_loss_served": found.loss}

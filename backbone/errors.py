@@ -6,6 +6,7 @@ BackboneError
 ├── WeightsInvalid        a checkpoint does not fit the model
 ├── PixelsUnsupported     an image's pixel format has no known range
 ├── ShapeMismatch         a tensor has the wrong shape: our bug
+├── HeadPoolFull          no room for another head; evict one
 └── DeviceUnavailable     the asked-for device or dtype is not to be had here
 """
 
@@ -57,6 +58,15 @@ class ShapeMismatch(BackboneError):
 
     def __str__(self) -> str:
         return f"{self.what}: expected shape {self.expected}, got {self.got}"
+
+
+class HeadPoolFull(BackboneError):
+    def __init__(self, needed: int, free: int) -> None:
+        super().__init__(needed, free)
+        self.needed, self.free = needed, free
+
+    def __str__(self) -> str:
+        return f"the head needs {self.needed} pages and {self.free} are free: evict an adapter"
 
 
 class DeviceUnavailable(BackboneError):

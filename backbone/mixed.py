@@ -23,15 +23,15 @@ class BatchRows:
 
     def __init__(self, sites: SiteList) -> None:
         self._widths = [site.width for site in sites]
-        self._scale: Sequence[Tensor] = ()
-        self._shift: Sequence[Tensor] = ()
+        self.scale: Sequence[Tensor] = ()  # [B, C] by site
+        self.shift: Sequence[Tensor] = ()
         self.batch = 0
 
     def set(self, rows: Tensor) -> None:
         """Take the rows [B, 2, P]; views of it are read until the next call."""
         self.batch = rows.shape[0]
-        self._scale = rows[:, 0].split(self._widths, dim=1)
-        self._shift = rows[:, 1].split(self._widths, dim=1)
+        self.scale = rows[:, 0].split(self._widths, dim=1)
+        self.shift = rows[:, 1].split(self._widths, dim=1)
 
     def affine(self, index: int, x: Tensor, axis: int) -> Tensor:
         """Scale and shift x in place by site `index`; rows of an image are contiguous in x.
@@ -41,7 +41,7 @@ class BatchRows:
             x: [B·m, …, C] with axis -1, or [B, C, …] with axis 1.
             axis: The channel axis.
         """
-        scale, shift = self._scale[index], self._shift[index]  # [B, C]
+        scale, shift = self.scale[index], self.shift[index]
         if axis == 1:
             shape = (*scale.shape, *(1,) * (x.ndim - 2))
             return torch.addcmul(shift.view(shape), x, scale.view(shape), out=x)
@@ -121,9 +121,10 @@ _SITE_OPS = {
 class MixedModel(nn.Module):
     """A copy of a frozen model whose sites are the batch's. Shares no parameter storage with the original."""
 
-    def __init__(self, model: nn.Module, sites: SiteList) -> None:
+    def __init__(self, model: nn.Module, sites: SiteList, rows: BatchRows | None = None) -> None:
+        """Replace the sites; `rows` may be a kind of `BatchRows` with another way to scale and shift."""
         super().__init__()
-        self.rows = BatchRows(sites)
+        self.rows = rows or BatchRows(sites)
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         for index, site in enumerate(sites):
             frozen = self.model.get_submodule(site.name)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,16 +16,17 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
 Row = dict[str, Any]
+Name = TypeVar("Name")
 
 
 def interleave(
-    contenders: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int = 3
-) -> dict[str, list[float]]:
+    contenders: Mapping[Name, Callable[[], object]], *, rounds: int, warmup: int = 2
+) -> dict[Name, list[float]]:
     """Time each contender once per round, in turn, so that a noisy host disturbs all alike; seconds."""
     for _ in range(warmup):
         for run in contenders.values():
             run()
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+    times: dict[Name, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
             start = time.perf_counter()

@@ -43,7 +43,7 @@ from benchmarks.load import Load, closed_loop, post
 from registry.models import Version
 from server.contracts import Job
 from server.cores import with_threads
-from server.device import TorchDevice
+from server.device import BackboneDevice
 from server.engine import LocalEngine
 from server.replica import limits_of
 from server.settings import Settings
@@ -163,7 +163,7 @@ async def measure(pixels: int, arguments: argparse.Namespace) -> Row:
     with tempfile.TemporaryDirectory() as directory:
         common = {"BACKBONE": MODEL, "INPUT_SIZE": str(pixels), "DATA_DIR": directory, "LOG_LEVEL": "warning"}
         settings = with_threads(Settings.model_validate({k.lower(): v for k, v in common.items()}))
-        device = TorchDevice.open(settings)
+        device = BackboneDevice.open(settings)
         backbone = load_backbone(MODEL, input_size=pixels)
         files = make_adapters(backbone, arguments.tasks)
         engine = LocalEngine(
@@ -227,7 +227,7 @@ def files_by_digest(files: dict[str, bytes]) -> Callable[[str], Awaitable[bytes]
     return fetch
 
 
-def version_of(task: str, data: bytes, device: TorchDevice) -> Version:
+def version_of(task: str, data: bytes, device: BackboneDevice) -> Version:
     manifest = device.validate(data)
     return Version(task=task, version=1, digest=digest(data), size=len(data), created=0.0, manifest=manifest)
 

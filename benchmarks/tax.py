@@ -2,12 +2,12 @@
 
     python -m benchmarks.tax [--models ...] [--batch 16] [--rounds 21]
 
-tax       images/s of the mixed-task batch ÷ images/s of the plain model with one head, same dtype and batch,
-          against the faster of its two memory layouts
+tax       images/s of the mixed-task batch ÷ images/s of the plain model with one head, same dtype and batch:
+          against the best way to run it in PyTorch (`vs_torch`) and in OpenVINO (`vs_openvino`)
 flatness  images/s with all-distinct tasks ÷ all-identical
 
-The plain model is given normalised images in its own dtype; ours starts from uint8 and includes normalising,
-gathering the rows and the ragged heads. Contenders run in turn; ratios are medians over rounds.
+The plain model is given normalised images; ours starts from uint8 and includes normalising, gathering the
+rows and the ragged heads. Contenders run in turn; ratios are medians over rounds.
 """
 
 import argparse
@@ -15,20 +15,22 @@ import statistics
 from collections.abc import Callable
 
 import numpy as np
-import timm
 import torch
 from numpy.typing import NDArray
 
 from backbone.cpu_memory import keep_large_buffers
-from backbone.executor import FoldedAdapter, TorchExecutor, choose_device, choose_dtype
+from backbone.executors.base import Executor, FoldedAdapter
+from backbone.executors.choose import choose_device, choose_dtype, open_executor
+from backbone.executors.torch_executor import DTYPES
 from backbone.heads import Head
-from backbone.load import Backbone, load_backbone
+from backbone.load import load_backbone
 from backbone.tuned import TunedModel
 from benchmarks.common import Row, interleave, paired_ratio, save, table
+from benchmarks.plain import CLASSES, openvino_runs, torch_runs
 
 MODELS = {"vit_small_patch14_dinov2": (112, 224), "tf_efficientnet_lite0": (224,)}
-CLASSES = 10
-COLUMNS = ["model", "pixels", "dtype", "batch", "mix", "tasks", "images_per_s", "vs_plain", "vs_identical"]
+COLUMNS = ["model", "pixels", "dtype", "batch", "executor", "mix", "tasks", "images_per_s", "vs_torch",
+           "vs_openvino", "vs_identical"]  # fmt: skip
 
 
 def mixes(batch: int) -> dict[str, list[int]]:
@@ -42,7 +44,7 @@ def mixes(batch: int) -> dict[str, list[int]]:
     }
 
 
-def fill(executor: TorchExecutor, slots: int) -> list[FoldedAdapter]:
+def fill(executor: Executor, slots: int) -> list[FoldedAdapter]:
     """Load random adapters into slots 1 to `slots`."""
     backbone, generator = executor.backbone, torch.Generator().manual_seed(0)
     adapters = []
@@ -54,7 +56,7 @@ def fill(executor: TorchExecutor, slots: int) -> list[FoldedAdapter]:
     return adapters
 
 
-def check(executor: TorchExecutor, adapters: list[FoldedAdapter], images: list[NDArray[np.uint8]]) -> None:
+def check(executor: Executor, adapters: list[FoldedAdapter], images: list[NDArray[np.uint8]]) -> None:
     """Refuse to time a wrong answer: a mixed batch must equal one image at a time."""
     together = executor.run(images, list(range(1, len(images) + 1)))
     for image, adapter, logits in zip(images, adapters, together, strict=True):
@@ -62,50 +64,52 @@ def check(executor: TorchExecutor, adapters: list[FoldedAdapter], images: list[N
         np.testing.assert_allclose(logits, alone, rtol=0.05, atol=0.05 * float(np.abs(alone).max()))
 
 
-def plain_contenders(
-    backbone: Backbone, batch: int, device: str, dtype: torch.dtype
-) -> dict[str, Callable[[], object]]:
-    size = backbone.spec.height
-    runs: dict[str, Callable[[], object]] = {}
-    for name, layout in (("plain", torch.contiguous_format), ("plain channels_last", torch.channels_last)):
-        sized = {"img_size": size} if backbone.family.name == "vit" else {}
-        model = timm.create_model(backbone.name, num_classes=CLASSES, **sized).eval()
-        model = model.to(device, dtype, memory_format=layout)
-        images = torch.randn(batch, 3, size, size).to(device, dtype, memory_format=layout)
-        runs[name] = torch.inference_mode()(lambda model=model, images=images: model(images))
-    return runs
-
-
 def measure(name: str, size: int, batch: int, rounds: int) -> list[Row]:
     device = choose_device("auto")
     dtype = choose_dtype("auto", device)
-    source = "offline" if device == "cpu" else "random"
-    backbone = load_backbone(name, source=source, input_size=size)
-    executor = TorchExecutor(backbone, device=device, dtype=dtype, slots=batch)
+    backbone = load_backbone(name, source="offline" if device == "cpu" else "random", input_size=size)
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (3, size, size), dtype=np.uint8) for _ in range(batch)]
-    check(executor, fill(executor, batch), images)
-    contenders = plain_contenders(backbone, batch, device, executor.dtype)
-    slots = mixes(batch)
-    contenders |= {mix: (lambda s=s: executor.run(images, s)) for mix, s in slots.items()}
+    plain = {"torch": torch_runs(backbone, batch, device, DTYPES[dtype])}
+    if device == "cpu":
+        plain["openvino"] = openvino_runs(backbone, batch, dtype, torch.get_num_threads())
+    contenders = {("plain", way): run for runs in plain.values() for way, run in runs.items()}
+    for kind in plain:
+        executor = open_executor(
+            backbone, name=kind, device=device, dtype=dtype, slots=batch, threads=torch.get_num_threads()
+        )
+        check(executor, fill(executor, batch), images)
+        contenders |= {(kind, mix): bind(executor, images, slots) for mix, slots in mixes(batch).items()}
     times = interleave(contenders, rounds=rounds)
-    best = min(("plain", "plain channels_last"), key=lambda plain: statistics.median(times[plain]))
-    common = {"bench": "tax", "model": name, "executor": executor.name, "device": device, "dtype": dtype}
+    best = {
+        kind: min((times["plain", way] for way in runs), key=statistics.median)
+        for kind, runs in plain.items()
+    }
+    conditions = {
+        "bench": "tax",
+        "model": name,
+        "pixels": size,
+        "device": device,
+        "dtype": dtype,
+        "batch": batch,
+    }
     return [
-        common
+        conditions
         | {
-            "pixels": size,
-            "batch": batch,
+            "executor": kind,
             "mix": mix,
-            "tasks": len(set(slots[mix])) if mix in slots else 1,
+            "tasks": 1 if kind == "plain" else len(set(mixes(batch)[mix])),
             "images_per_s": batch / statistics.median(seconds),
-            "vs_plain": paired_ratio(seconds, times[best]),
-            "vs_identical": paired_ratio(seconds, times["identical"]) if mix in slots else "",
-            "plain_best": best,
+            "vs_identical": "" if kind == "plain" else paired_ratio(seconds, times[kind, "identical"]),
             "rounds": rounds,
         }
-        for mix, seconds in times.items()
+        | {f"vs_{way}": paired_ratio(seconds, best[way]) for way in best}
+        for (kind, mix), seconds in times.items()
     ]
+
+
+def bind(executor: Executor, images: list[NDArray[np.uint8]], slots: list[int]) -> Callable[[], object]:
+    return lambda: executor.run(images, slots)
 
 
 def main() -> None:

@@ -11,8 +11,9 @@ from adapters.folding import fold_adapter, preprocessing_of
 from adapters.manifest import Manifest
 from adapters.probe import check_probe, check_reference, probe_image
 from backbone.cpu_memory import keep_large_buffers
-from backbone.executor import FoldedAdapter as TorchAdapter
-from backbone.executor import TorchExecutor, choose_device, choose_dtype
+from backbone.executors.base import Executor
+from backbone.executors.base import FoldedAdapter as FoldedTensors
+from backbone.executors.choose import choose_device, choose_dtype, open_executor
 from backbone.load import load_backbone
 from server.contracts import BackboneInfo, FoldedAdapter, Image, Logits
 from server.settings import Settings
@@ -20,16 +21,16 @@ from server.settings import Settings
 logger = logging.getLogger(__name__)
 
 
-class TorchDevice:
-    """Implements `contracts.Device` with the reference executor."""
+class BackboneDevice:
+    """Implements `contracts.Device` with any executor."""
 
-    def __init__(self, executor: TorchExecutor, *, slots: int, dtype: str) -> None:
+    def __init__(self, executor: Executor, *, slots: int) -> None:
         self._executor = executor
         self._backbone = executor.backbone
-        self._info = _describe(executor, slots=slots, dtype=dtype)
+        self._info = _describe(executor, slots=slots)
 
     @classmethod
-    def open(cls, settings: Settings) -> "TorchDevice":
+    def open(cls, settings: Settings) -> "BackboneDevice":
         """Load the backbone and allocate the bank. Takes seconds.
 
         Raises:
@@ -43,9 +44,20 @@ class TorchDevice:
         backbone = load_backbone(
             settings.backbone, source=settings.backbone_source, input_size=settings.input_size
         )
-        executor = TorchExecutor(backbone, device=device, dtype=dtype, slots=settings.slots)
-        logger.info("backbone %s loaded from %s: %s on %s", backbone.name, backbone.source, dtype, device)
-        return cls(executor, slots=settings.slots, dtype=dtype)
+        executor = open_executor(
+            backbone,
+            name=settings.executor,
+            device=device,
+            dtype=dtype,
+            slots=settings.slots,
+            threads=settings.threads or torch.get_num_threads(),
+            cache=settings.graph_cache,
+        )
+        logger.info(
+            "backbone %s loaded from %s: %s, %s on %s",
+            backbone.name, backbone.source, executor.name, dtype, device,
+        )  # fmt: skip
+        return cls(executor, slots=settings.slots)
 
     @property
     def info(self) -> BackboneInfo:
@@ -64,14 +76,14 @@ class TorchDevice:
         return adapter.manifest
 
     def load(self, slot: int, adapter: FoldedAdapter) -> None:
-        self._executor.load(slot, cast(TorchAdapter, adapter))
+        self._executor.load(slot, cast(FoldedTensors, adapter))
 
     def run(self, images: Sequence[Image], slots: Sequence[int]) -> list[Logits]:
         logits: list[Logits] = self._executor.run(images, slots)
         return logits
 
 
-def _describe(executor: TorchExecutor, *, slots: int, dtype: str) -> BackboneInfo:
+def _describe(executor: Executor, *, slots: int) -> BackboneInfo:
     backbone = executor.backbone
     return BackboneInfo(
         name=backbone.name,
@@ -79,8 +91,8 @@ def _describe(executor: TorchExecutor, *, slots: int, dtype: str) -> BackboneInf
         source=backbone.source,
         family=backbone.family.name,
         executor=executor.name,
-        device=str(executor.device),
-        dtype=dtype,
+        device=executor.device,
+        dtype=executor.dtype,
         parameters=backbone.parameters,
         head_width=backbone.head_width,
         preprocessing=preprocessing_of(backbone),

@@ -71,7 +71,7 @@ class Replica:
             SettingsInvalid: If a seed is broken.
         """
         settings = with_threads(settings)
-        device = await asyncio.to_thread(open_device or _open_torch_device, settings)
+        device = await asyncio.to_thread(open_device or _open_device, settings)
         async with contextlib.AsyncExitStack() as on_failure:
             metrics = Metrics.create(settings)
             registry = ObservedRegistry(
@@ -153,10 +153,10 @@ def disk_of(settings: Settings) -> Path | None:
     return None if settings.registry.startswith("embedded:") else settings.data_dir / "cache"
 
 
-def _open_torch_device(settings: Settings) -> Device:
-    from server.device import TorchDevice  # loads torch
+def _open_device(settings: Settings) -> Device:
+    from server.device import BackboneDevice  # loads torch
 
-    return TorchDevice.open(settings)
+    return BackboneDevice.open(settings)
 
 
 async def _until_it_answers(registry: Registry, poll_seconds: float) -> None:

@@ -58,6 +58,12 @@ class Settings(BaseSettings):
         Literal["auto", "bfloat16", "float32"],
         Field(description="Arithmetic of the backbone; `auto`: bfloat16 where the device has it."),
     ] = "auto"
+    executor: Annotated[
+        Literal["auto", "torch", "openvino"],
+        Field(
+            description="What runs the backbone; `auto`: OpenVINO on a CPU where it is installed, else torch."
+        ),
+    ] = "auto"
     device: Annotated[
         Literal["auto", "cpu", "cuda"], Field(description="`auto`: the GPU if there is one.")
     ] = "auto"
@@ -127,6 +133,11 @@ class Settings(BaseSettings):
     metrics_tasks: Annotated[
         int, Field(ge=0, le=10_000, description="Tasks that metrics name; the rest count as `other`.")
     ] = 100
+
+    @property
+    def graph_cache(self) -> Path:
+        """Where converted graphs are kept; they hold the backbone and nothing of any adapter."""
+        return self.data_dir / "graphs"
 
     @property
     def pin_limit(self) -> int:

@@ -11,6 +11,7 @@ from server.cli.output import printable, show_json, show_table, warn
 if TYPE_CHECKING:
     from adapters.loop import Score
     from adapters.recipe import Recipe
+    from backbone.executors.base import Executor
     from backbone.load import Backbone
 
 app = typer.Typer()
@@ -162,7 +163,7 @@ def _recipe(method: str, given: dict[str, Any], *, dtype: str, device: str, thre
     from pydantic import ValidationError
 
     from adapters.recipe import Recipe
-    from backbone.executor import choose_device, choose_dtype
+    from backbone.executors.choose import choose_device, choose_dtype
 
     chosen = choose_device(device)
     values = Recipe.defaults(method) | {name: value for name, value in given.items() if value is not None}
@@ -194,7 +195,7 @@ def _train(data: Path, backbone: "Backbone", recipe: "Recipe", target: Path, sto
     from adapters.data import load_dataset
     from adapters.saving import save_checked
     from adapters.training import train as run
-    from backbone.executor import DTYPES
+    from backbone.executors.torch_executor import DTYPES
 
     if store not in DTYPES:
         raise typer.BadParameter(f"is none of {', '.join(DTYPES)}", param_hint="--store")
@@ -229,7 +230,7 @@ def _evaluate(
     from adapters import evaluation
     from adapters.data import load_dataset
     from adapters.file import digest, read_adapter
-    from backbone.executor import choose_device, choose_dtype
+    from backbone.executors.choose import choose_device, choose_dtype
 
     torch.set_num_threads(_threads(threads))
     content = file.read_bytes()
@@ -240,7 +241,9 @@ def _evaluate(
     else:
         chosen = choose_device(device)
         arithmetic = choose_dtype(dtype, chosen)
-        classify = evaluation.served(backbone, adapter, device=chosen, dtype=arithmetic)
+        executor = _open_executor(backbone, chosen, arithmetic, _threads(threads))
+        arithmetic = f"{executor.name}, {arithmetic}"
+        classify = evaluation.served(executor, adapter)
     interactive = sys.stderr.isatty()
     dataset = load_dataset(data, backbone.spec, threads=_threads(threads), progress=interactive)
     targets = evaluation.align_targets(dataset, adapter.manifest.labels)
@@ -253,6 +256,23 @@ def _evaluate(
         "arithmetic": arithmetic,
         "device": chosen,
     }
+
+
+def _open_executor(backbone: "Backbone", device: str, dtype: str, threads: int) -> "Executor":
+    """Return the executor that the server would choose."""
+    from backbone.executors.choose import open_executor
+    from server.settings import Settings
+
+    settings = Settings.load()
+    return open_executor(
+        backbone,
+        name=settings.executor,
+        device=device,
+        dtype=dtype,
+        slots=1,
+        threads=threads,
+        cache=settings.graph_cache,
+    )
 
 
 def _threads(asked: int) -> int:

@@ -104,7 +104,8 @@ async def test_stop_answers_what_is_in_flight_and_the_data_survives(
         os.kill(again.pids("server.ray_driver")[0], signal.SIGKILL)
         await asyncio.to_thread(again.wait_gone)
     assert again.process.returncode == 1
-    assert again.output.splitlines()[-1] == "ssfserve: the serving process was ended by SIGKILL"
+    # what the replicas had logged may come out after it
+    assert "ssfserve: the serving process was ended by SIGKILL" in again.output.splitlines()
 
 
 @dataclass

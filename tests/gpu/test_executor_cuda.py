@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from adapters.folding import fold_adapter
-from backbone.executor import TorchExecutor
+from backbone.executors.torch_executor import TorchExecutor
 from tests.models import SIZE, make_adapter, make_backbone
 
 pytestmark = [

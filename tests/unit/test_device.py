@@ -6,8 +6,8 @@ import torch
 
 from adapters.errors import AdapterFileInvalid, AdapterIncompatible, ProbeMismatch
 from adapters.file import write_adapter
-from backbone.executor import TorchExecutor
-from server.device import TorchDevice
+from backbone.executors.torch_executor import TorchExecutor
+from server.device import BackboneDevice
 from tests.models import SIZE, make_adapter, make_backbone
 
 
@@ -20,12 +20,12 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(params=["float32", "bfloat16"])
-def device(request: pytest.FixtureRequest) -> TorchDevice:
+def device(request: pytest.FixtureRequest) -> BackboneDevice:
     executor = TorchExecutor(make_backbone("vit_layer_scale"), device="cpu", dtype=request.param, slots=2)
-    return TorchDevice(executor, slots=2, dtype=request.param)
+    return BackboneDevice(executor, slots=2)
 
 
-def test_good_adapter_is_valid_and_answers(device: TorchDevice) -> None:
+def test_good_adapter_is_valid_and_answers(device: BackboneDevice) -> None:
     adapter = make_adapter(make_backbone("vit_layer_scale"), seed=4)
     data = write_adapter(adapter)
     assert device.validate(data) == adapter.manifest
@@ -34,14 +34,14 @@ def test_good_adapter_is_valid_and_answers(device: TorchDevice) -> None:
     assert logits.shape == (5,) and logits.dtype == np.float32
 
 
-def test_adapter_with_another_probe_is_refused(device: TorchDevice) -> None:
+def test_adapter_with_another_probe_is_refused(device: BackboneDevice) -> None:
     backbone = make_backbone("vit_layer_scale")
     other = make_adapter(backbone, seed=1).manifest.probe
     with pytest.raises(ProbeMismatch):
         device.validate(write_adapter(make_adapter(backbone, seed=4, probe=other)))
 
 
-def test_adapter_that_lost_a_site_is_refused_in_every_dtype(device: TorchDevice) -> None:
+def test_adapter_that_lost_a_site_is_refused_in_every_dtype(device: BackboneDevice) -> None:
     backbone = make_backbone("vit_layer_scale")
     probe = make_adapter(backbone, seed=4, std=0.02).manifest.probe
     less = make_adapter(backbone, seed=4, std=0.02, without=["blocks.0.norm1"], probe=probe)
@@ -49,7 +49,7 @@ def test_adapter_that_lost_a_site_is_refused_in_every_dtype(device: TorchDevice)
         device.validate(write_adapter(less))
 
 
-def test_adapter_of_another_backbone_is_refused(device: TorchDevice) -> None:
+def test_adapter_of_another_backbone_is_refused(device: BackboneDevice) -> None:
     data = write_adapter(make_adapter(make_backbone("vit_layer_scale", seed=9), seed=4))
     with pytest.raises(AdapterIncompatible, match="fingerprint"):
         device.validate(data)
@@ -57,12 +57,12 @@ def test_adapter_of_another_backbone_is_refused(device: TorchDevice) -> None:
         device.fold(data)
 
 
-def test_bytes_that_are_no_adapter_are_refused(device: TorchDevice) -> None:
+def test_bytes_that_are_no_adapter_are_refused(device: BackboneDevice) -> None:
     with pytest.raises(AdapterFileInvalid):
         device.fold(b"not an adapter")
 
 
-def test_info_describes_the_backbone(device: TorchDevice) -> None:
+def test_info_describes_the_backbone(device: BackboneDevice) -> None:
     info = device.info
     backbone = make_backbone("vit_layer_scale")
     assert info.fingerprint == backbone.fingerprint

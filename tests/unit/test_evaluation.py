@@ -10,6 +10,8 @@ from adapters.data import Dataset, load_dataset
 from adapters.errors import AdapterIncompatible, DataInvalid
 from adapters.evaluation import BATCH, Evaluation, align_targets, evaluate, reference, served
 from adapters.report import as_dict, as_text, draw
+from backbone.executors.torch_executor import TorchExecutor
+from backbone.load import Backbone
 from tests.models import make_adapter, make_backbone
 from tests.pictures import write_folder
 
@@ -22,6 +24,10 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def executor_of(backbone: Backbone) -> TorchExecutor:
+    return TorchExecutor(backbone, device="cpu", dtype="float32", slots=1)
+
+
 @pytest.fixture
 def dataset(tmp_path: Path) -> Dataset:
     return load_dataset(write_folder(tmp_path / "x", each=BATCH), make_backbone("vit").spec)
@@ -32,7 +38,7 @@ def test_served_and_reference_arithmetic_agree(kind: str, dataset: Dataset) -> N
     backbone = make_backbone(kind)
     adapter = make_adapter(backbone, classes=3)
     pixels = dataset.pixels[:9]
-    folded = served(backbone, adapter, device="cpu", dtype="float32")(pixels)
+    folded = served(executor_of(backbone), adapter)(pixels)
     plain = reference(backbone, adapter)(pixels)
     spread = float(np.abs(plain - plain.mean(0)).max())
     np.testing.assert_allclose(folded, plain, atol=1e-3 * spread)
@@ -56,7 +62,7 @@ def test_counts_are_of_true_by_predicted_class(dataset: Dataset) -> None:
 
 def test_the_last_batch_counts_too(dataset: Dataset) -> None:
     backbone = make_backbone("vit")
-    classify = served(backbone, make_adapter(backbone, classes=3), device="cpu", dtype="float32")
+    classify = served(executor_of(backbone), make_adapter(backbone, classes=3))
     result = evaluate(classify, dataset.pixels[: BATCH + 1], dataset.targets[: BATCH + 1], dataset.labels)
     assert result.images == BATCH + 1
 
@@ -68,7 +74,7 @@ def test_classes_are_matched_by_name(dataset: Dataset) -> None:
         align_targets(dataset, ("blue", "white"))
 
 
-@pytest.mark.parametrize("how", [reference, lambda b, a: served(b, a, device="cpu", dtype="float32")])
+@pytest.mark.parametrize("how", [reference, lambda b, a: served(executor_of(b), a)])
 def test_an_adapter_of_another_backbone_is_refused(how: object) -> None:
     adapter = make_adapter(make_backbone("vit", seed=1), classes=3)
     with pytest.raises(AdapterIncompatible, match="fingerprint"):

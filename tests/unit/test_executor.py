@@ -1,5 +1,7 @@
+import importlib.util
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,17 +10,23 @@ from numpy.typing import NDArray
 
 from adapters.folding import fold_adapter
 from backbone.errors import DeviceUnavailable, ShapeMismatch
-from backbone.executor import FoldedAdapter, TorchExecutor, choose_device, choose_dtype
+from backbone.executors import openvino_graph
+from backbone.executors.base import Executor, FoldedAdapter
+from backbone.executors.choose import choose_device, choose_dtype, open_executor
 from backbone.heads import Head, Heads
 from backbone.load import Backbone
 from backbone.tuned import TunedModel
 from tests.models import SIZE, make_adapter, make_backbone
 
 KINDS = ("vit_layer_scale", "efficientnet")
+EXECUTORS = ("torch", "openvino")
 CLASSES = (5, 3, 7)
 FP32_TOLERANCE = 1e-5
-# oneDNN's fp32 convolution sums in an order that depends on the place in the batch where the map is tiny
-PLACE_TOLERANCE = {("efficientnet", "float32"): 1e-6}
+# oneDNN's fp32 convolution sums in an order that depends on the batch's size and the place in it where the
+# map is tiny; everything else is the same to the bit
+BATCH_TOLERANCE = {("torch", "efficientnet", "float32"): 1e-6}
+Filled = tuple[Executor, list[FoldedAdapter]]
+Fill = Callable[..., Filled]
 
 
 @pytest.fixture(autouse=True)
@@ -44,20 +52,37 @@ def make_images(count: int) -> list[NDArray[np.uint8]]:
     return [rng.integers(0, 256, (3, SIZE, SIZE), dtype=np.uint8) for _ in range(count)]
 
 
-def filled(backbone: Backbone, dtype: str = "float32") -> tuple[TorchExecutor, list[FoldedAdapter]]:
-    """Return an executor with three adapters of different numbers of classes in slots 1 to 3."""
-    executor = TorchExecutor(backbone, device="cpu", dtype=dtype, slots=4)
-    adapters = [
-        fold_adapter(backbone, make_adapter(backbone, seed=seed, classes=classes))
-        for seed, classes in enumerate(CLASSES)
-    ]
-    for slot, adapter in enumerate(adapters, start=1):
-        executor.load(slot, adapter)
-    return executor, adapters
+@pytest.fixture(params=EXECUTORS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-def test_logits_are_those_of_the_definition(backbone: Backbone) -> None:
-    executor, _ = filled(backbone)
+@pytest.fixture(scope="session")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("graphs")
+
+
+@pytest.fixture
+def filled(name: str, backbone: Backbone, graphs: Path) -> Fill:
+    """Make executors with three adapters of different numbers of classes in slots 1 to 3."""
+
+    def fill(dtype: str = "float32") -> Filled:
+        executor = open_executor(
+            backbone, name=name, device="cpu", dtype=dtype, slots=4, threads=2, cache=graphs
+        )
+        adapters = [
+            fold_adapter(backbone, make_adapter(backbone, seed=seed, classes=classes))
+            for seed, classes in enumerate(CLASSES)
+        ]
+        for slot, adapter in enumerate(adapters, start=1):
+            executor.load(slot, adapter)
+        return executor, adapters
+
+    return fill
+
+
+def test_logits_are_those_of_the_definition(filled: Fill, backbone: Backbone) -> None:
+    executor, _ = filled()
     images = make_images(3)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (backbone.spec.mean, backbone.spec.std))
     for index, logits in enumerate(executor.run(images, [1, 2, 3])):
@@ -71,26 +96,28 @@ def test_logits_are_those_of_the_definition(backbone: Backbone) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_answer_depends_on_neither_neighbours_nor_place(backbone: Backbone, kind: str, dtype: str) -> None:
-    executor, _ = filled(backbone, dtype)
+def test_answer_depends_on_neither_neighbours_nor_place(
+    filled: Fill, name: str, kind: str, dtype: str
+) -> None:
+    executor, _ = filled(dtype)
     images = make_images(4)
     first = executor.run(images, [1, 2, 3, 1])
     moved = executor.run(images[::-1], [1, 3, 2, 1])
     beside_others = executor.run([images[0], *make_images(8)[5:]], [1, 3, 3, 3])
-    tolerance = PLACE_TOLERANCE.get((kind, dtype), 0.0)
+    tolerance = BATCH_TOLERANCE.get((name, kind, dtype), 0.0)
     for one, other in zip([*first, first[0]], [*moved[::-1], beside_others[0]], strict=True):
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
 
 
-def test_answer_beside_the_bank_equals_the_one_from_it(backbone: Backbone) -> None:
-    executor, adapters = filled(backbone)
+def test_answer_beside_the_bank_equals_the_one_from_it(filled: Fill) -> None:
+    executor, adapters = filled()
     image = make_images(1)[0]
     from_bank = executor.run([image], [2])[0]
     assert np.array_equal(executor.run_beside_bank(image, adapters[1]), from_bank)
 
 
-def test_poisoned_adapter_changes_no_other_answer(backbone: Backbone) -> None:
-    executor, adapters = filled(backbone)
+def test_poisoned_adapter_changes_no_other_answer(filled: Fill) -> None:
+    executor, adapters = filled()
     images = make_images(3)
     clean = executor.run(images, [1, 2, 3])
     poison = FoldedAdapter(torch.full_like(adapters[1].row, 1e38), adapters[1].head)
@@ -100,16 +127,16 @@ def test_poisoned_adapter_changes_no_other_answer(backbone: Backbone) -> None:
     assert not np.isfinite(poisoned[1]).all()
 
 
-def test_slot_can_be_filled_anew(backbone: Backbone) -> None:
-    executor, adapters = filled(backbone)
+def test_slot_can_be_filled_anew(filled: Fill) -> None:
+    executor, adapters = filled()
     image = make_images(1)
     of_the_third = executor.run(image, [3])[0]
     executor.load(1, adapters[2])
     assert np.array_equal(executor.run(image, [1])[0], of_the_third)
 
 
-def test_forwards_from_two_threads_do_not_mix_their_rows(backbone: Backbone) -> None:
-    executor, adapters = filled(backbone)
+def test_forwards_from_two_threads_do_not_mix_their_rows(filled: Fill) -> None:
+    executor, adapters = filled()
     image = make_images(1)[0]
     expected = executor.run([image], [1])[0]
     stop, wrong = threading.Event(), []
@@ -128,8 +155,8 @@ def test_forwards_from_two_threads_do_not_mix_their_rows(backbone: Backbone) -> 
     assert not wrong
 
 
-def test_bank_row_of_another_width_is_named(backbone: Backbone) -> None:
-    executor, adapters = filled(backbone)
+def test_bank_row_of_another_width_is_named(filled: Fill) -> None:
+    executor, adapters = filled()
     with pytest.raises(ShapeMismatch, match="row"):
         executor.load(1, FoldedAdapter(adapters[0].row[:, :-1], adapters[0].head))
 
@@ -155,3 +182,52 @@ def test_dtype_follows_what_the_cpu_can_do(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda able=able: able)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
         assert choose_dtype("auto", "cpu") == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_answer_does_not_depend_on_the_number_of_images(
+    filled: Fill, name: str, kind: str, dtype: str
+) -> None:
+    executor, _ = filled(dtype)
+    images, slots = make_images(11), [1, 2, 3, 1, 1, 2, 3, 3, 2, 1, 2]
+    alone = [executor.run([image], [slot])[0] for image, slot in zip(images, slots, strict=True)]
+    tolerance = BATCH_TOLERANCE.get((name, kind, dtype), 0.0)
+    for count in (2, 3, 5, 11):
+        together = executor.run(images[:count], slots[:count])
+        for one, other in zip(together, alone[:count], strict=True):
+            np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)
+
+
+def test_auto_takes_openvino_on_a_cpu(backbone: Backbone, graphs: Path) -> None:
+    chosen = open_executor(backbone, device="cpu", dtype="float32", slots=1, threads=1, cache=graphs)
+    assert (chosen.name, chosen.device, chosen.dtype) == ("openvino", "cpu", "float32")
+
+
+def test_auto_takes_torch_where_openvino_is_not_installed(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    options = {"device": "cpu", "dtype": "float32", "slots": 1, "threads": 1}
+    assert open_executor(backbone, **options).name == "torch"
+    with pytest.raises(DeviceUnavailable, match="not installed"):
+        open_executor(backbone, name="openvino", **options)
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", "float16"), ("cuda", "bfloat16")])
+def test_openvino_is_refused_where_it_does_not_run(device: str, dtype: str) -> None:
+    with pytest.raises(DeviceUnavailable, match="openvino"):
+        open_executor(make_backbone("vit"), name="openvino", device=device, dtype=dtype, slots=1, threads=1)
+
+
+def test_a_model_that_does_not_convert_runs_on_torch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("no such op")
+
+    monkeypatch.setattr(openvino_graph, "convert", refuse)
+    options = {"device": "cpu", "dtype": "float32", "slots": 1, "threads": 1}
+    assert open_executor(make_backbone("vit"), **options).name == "torch"
+    assert "no such op" in caplog.text
+    with pytest.raises(DeviceUnavailable, match="does not convert: no such op"):
+        open_executor(make_backbone("vit"), name="openvino", **options)

@@ -21,7 +21,7 @@ from adapters.probe import (
     probe_image,
 )
 from backbone.errors import ShapeMismatch
-from backbone.executor import TorchExecutor
+from backbone.executors.torch_executor import TorchExecutor
 from backbone.load import Backbone
 from backbone.preprocess import Pixels
 from tests.models import KINDS, SIZE, make_adapter, make_backbone

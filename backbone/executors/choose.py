@@ -1,0 +1,100 @@
+"""Which device, dtype and executor to use, where the settings leave it open."""
+
+import importlib.util
+import logging
+from pathlib import Path
+
+import torch
+
+from backbone.errors import DeviceUnavailable
+from backbone.executors.base import Executor
+from backbone.executors.torch_executor import TorchExecutor
+from backbone.load import Backbone
+
+logger = logging.getLogger(__name__)
+
+OPENVINO_DTYPES = ("float32", "bfloat16")
+
+
+def open_executor(
+    backbone: Backbone,
+    *,
+    name: str = "auto",
+    device: str,
+    dtype: str,
+    slots: int,
+    threads: int,
+    cache: Path | None = None,
+) -> Executor:
+    """Make the executor that is asked for; with `auto`, the fastest that runs this backbone here.
+
+    Args:
+        backbone: What it runs.
+        name: auto, torch or openvino.
+        device: As `choose_device` resolved it.
+        dtype: As `choose_dtype` resolved it.
+        slots: Adapters in its bank.
+        threads: CPU threads of one batch.
+        cache: Directory in which converted graphs are kept.
+
+    Raises:
+        DeviceUnavailable: If the executor asked for does not run here.
+    """
+    obstacle = _openvino_obstacle(device, dtype)
+    if name == "openvino" and obstacle:
+        raise DeviceUnavailable("openvino", obstacle)
+    if name != "torch" and not obstacle:
+        try:
+            return _open_openvino(backbone, dtype=dtype, slots=slots, threads=threads, cache=cache)
+        except Exception as error:  # what a graph compiler raises for a model it does not take has no base
+            if name == "openvino":
+                raise DeviceUnavailable("openvino", f"{backbone.name} does not convert: {error}") from error
+            logger.warning("%s does not run on openvino, so it runs on torch: %s", backbone.name, error)
+    return TorchExecutor(backbone, device=device, dtype=dtype, slots=slots)
+
+
+def choose_device(asked: str) -> str:
+    """Resolve `auto`.
+
+    Raises:
+        DeviceUnavailable: If CUDA is asked for and not to be had.
+    """
+    has_cuda = torch.cuda.is_available()
+    if asked == "auto":
+        return "cuda" if has_cuda else "cpu"
+    if asked.startswith("cuda") and not has_cuda:
+        raise DeviceUnavailable(asked, "PyTorch sees no CUDA device")
+    return asked
+
+
+def choose_dtype(asked: str, device: str) -> str:
+    """Resolve `auto`: bfloat16 where the device computes in it natively, else float32."""
+    if asked != "auto":
+        return asked
+    native = torch.cuda.is_bf16_supported() if device.startswith("cuda") else cpu_has_bfloat16()
+    return "bfloat16" if native else "float32"
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 itself (AVX-512 bf16 or AMX) rather than by way of float32."""
+    probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+
+
+def _openvino_obstacle(device: str, dtype: str) -> str:
+    """Return why OpenVINO is out of the question, or nothing."""
+    if device != "cpu":
+        return f"it runs on a CPU, not on {device}"
+    if dtype not in OPENVINO_DTYPES:
+        return f"it computes in {' or '.join(OPENVINO_DTYPES)}, not in {dtype}"
+    if importlib.util.find_spec("openvino") is None:
+        return "the package `openvino` is not installed"
+    return ""
+
+
+def _open_openvino(
+    backbone: Backbone, *, dtype: str, slots: int, threads: int, cache: Path | None
+) -> Executor:
+    from backbone.executors.openvino_executor import OpenVinoExecutor
+
+    return OpenVinoExecutor(backbone, dtype=dtype, slots=slots, threads=threads, cache=cache)

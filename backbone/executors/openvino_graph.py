@@ -1,0 +1,136 @@
+"""The mixed-task model as an OpenVINO graph: (uint8 images, rows) → pooled features.
+
+Converting traces the site-replaced PyTorch module, which takes seconds, so graphs are kept in a directory by
+all they depend on: weights (the fingerprint), input size, the model as timm builds it and the versions of
+everything that takes part. Nothing of any adapter is in a graph.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from backbone.executors.quiet_openvino import FrontEndManager, TorchScriptPythonDecoder, openvino
+from backbone.load import Backbone
+from backbone.mixed import BatchRows, MixedModel
+
+logger = logging.getLogger(__name__)
+
+GRAPH_VERSION = 1  # raise it when the graph that this file makes changes
+_FILE = "graph.xml"
+_EXAMPLE_BATCH = 2
+
+
+class TracedRows(BatchRows):
+    """Scales and shifts by ops that a graph compiler fuses, without writing in place."""
+
+    def affine(self, index: int, x: Tensor, axis: int) -> Tensor:
+        scale, shift = self.scale[index], self.shift[index]
+        width = scale.shape[1]
+        if axis == 1:
+            shape = (-1, width, *(1,) * (x.ndim - 2))
+            return x * scale.reshape(shape) + shift.reshape(shape)
+        if x.shape[0] == self.batch:
+            shape = (-1, *(1,) * (x.ndim - 2), width)
+            return x * scale.reshape(shape) + shift.reshape(shape)
+        rows = x.reshape(self.batch, -1, width)
+        return (rows * scale.unsqueeze(1) + shift.unsqueeze(1)).reshape(x.shape)
+
+
+class FromPixels(nn.Module):
+    """The mixed-task model from uint8 pixels on."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.mixed = MixedModel(backbone.model, backbone.sites, TracedRows(backbone.sites))
+        mean, std = (torch.tensor(v).view(3, 1, 1) * 255 for v in (backbone.spec.mean, backbone.spec.std))
+        self.register_buffer("scale", 1 / std)
+        self.register_buffer("shift", -mean / std)
+
+    def forward(self, images: Tensor, rows: Tensor) -> Tensor:
+        return self.mixed(images.to(torch.float32) * self.scale + self.shift, rows)
+
+
+def load_graph(backbone: Backbone, cache: Path | None) -> openvino.Model:
+    """Return the graph, its batch size open: images [?, 3, H, W] uint8 and rows [?, 2, P] fp32.
+
+    From the cache if it is there, else converted and put there; a cache that cannot be read or written costs
+    a conversion and a warning, nothing more.
+    """
+    if cache is None:
+        return convert(backbone)
+    kept = cache / _key(backbone)
+    if kept.is_dir():
+        try:
+            return openvino.Core().read_model(kept / _FILE)
+        except RuntimeError as error:
+            logger.warning("the graph in %s cannot be read and is made anew: %s", kept, error)
+            shutil.rmtree(kept, ignore_errors=True)
+    logger.info("converting %s to a graph, once", backbone.name)
+    graph = convert(backbone)
+    try:
+        _keep(graph, kept)
+    except (OSError, RuntimeError) as error:
+        logger.warning("the graph is not kept in %s: %s", kept, error)
+    return graph
+
+
+def convert(backbone: Backbone) -> openvino.Model:
+    """Trace and convert: some seconds.
+
+    Raises:
+        Exception: Of many kinds, if the model does what a graph cannot.
+    """
+    images = torch.zeros(_EXAMPLE_BATCH, 3, backbone.spec.height, backbone.spec.width, dtype=torch.uint8)
+    rows = torch.zeros(_EXAMPLE_BATCH, 2, backbone.sites.total_width)
+    return at_batch(trace(FromPixels(backbone).eval(), (images, rows)), backbone, -1)
+
+
+def trace(module: nn.Module, example: tuple[Tensor, ...]) -> openvino.Model:
+    """Return a module as a graph."""
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing warns of every Python branch, and of itself
+        traced = TorchScriptPythonDecoder(module, example_input=example)
+    return frontend.convert(frontend.load(traced))
+
+
+def at_batch(graph: openvino.Model, backbone: Backbone, batch: int) -> openvino.Model:
+    """Return the graph for batches of one size; -1 leaves it open."""
+    shaped = graph.clone()
+    pixels = [batch, 3, backbone.spec.height, backbone.spec.width]
+    shaped.reshape({0: pixels, 1: [batch, 2, backbone.sites.total_width]})
+    return shaped
+
+
+def _key(backbone: Backbone) -> str:
+    depends: dict[str, Any] = {
+        "graph": GRAPH_VERSION,
+        "backbone": backbone.name,
+        "fingerprint": backbone.fingerprint,
+        "sites": backbone.sites.widths,
+        "spec": repr(backbone.spec),
+        "model": repr(backbone.model),
+        "openvino": openvino.__version__,
+        "timm": timm.__version__,
+        "torch": torch.__version__,
+    }
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _keep(graph: openvino.Model, directory: Path) -> None:
+    """Write a graph so that a reader, or an interrupt, meets all of it or nothing."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    making = tempfile.TemporaryDirectory(dir=directory.parent, prefix=".making-", ignore_cleanup_errors=True)
+    with making as made:
+        openvino.save_model(graph, Path(made) / _FILE, compress_to_fp16=False)
+        if not directory.exists():
+            Path(made).rename(directory)

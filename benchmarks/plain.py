@@ -1,0 +1,61 @@
+"""The plain timm model with one head, in every way this host can run it: what the mixed batch has to meet."""
+
+from collections.abc import Callable
+
+import numpy as np
+import timm
+import torch
+from torch import nn
+
+from backbone.load import Backbone
+
+Run = Callable[[], object]
+CLASSES = 10
+
+
+def plain_model(backbone: Backbone) -> nn.Module:
+    sized = {"img_size": backbone.spec.height} if backbone.family.name == "vit" else {}
+    model: nn.Module = timm.create_model(backbone.name, num_classes=CLASSES, **sized)
+    return model.eval()
+
+
+def torch_runs(backbone: Backbone, batch: int, device: str, dtype: torch.dtype) -> dict[str, Run]:
+    """Eager PyTorch on normalised images in the model's dtype, in both memory layouts."""
+    size = backbone.spec.height
+    runs: dict[str, Run] = {}
+    for name, layout in (("torch", torch.contiguous_format), ("torch channels_last", torch.channels_last)):
+        model = plain_model(backbone).to(device, dtype, memory_format=layout)
+        images = torch.randn(batch, 3, size, size).to(device, dtype, memory_format=layout)
+        runs[name] = torch.inference_mode()(lambda model=model, images=images: model(images))
+    return runs
+
+
+def openvino_runs(backbone: Backbone, batch: int, dtype: str, threads: int) -> dict[str, Run]:
+    """OpenVINO on normalised images: the batch as one request, and cut into pieces on streams as ours is."""
+    from backbone.executors.openvino_executor import MAX_STREAMS, PIECES, options
+    from backbone.executors.openvino_graph import trace
+    from backbone.executors.quiet_openvino import openvino
+
+    size = backbone.spec.height
+    graph = trace(plain_model(backbone), (torch.zeros(2, 3, size, size),))
+    images = np.random.default_rng(0).standard_normal((batch, 3, size, size), dtype=np.float32)
+
+    def run(piece: int, streams: int) -> Run:
+        shaped = graph.clone()
+        shaped.reshape([piece, 3, size, size])
+        compiled = openvino.Core().compile_model(shaped, "CPU", options(dtype, threads, streams))
+        requests = [compiled.create_infer_request() for _ in range(batch // piece)]
+        for index, request in enumerate(requests):
+            part = np.ascontiguousarray(images[index * piece : (index + 1) * piece])
+            request.set_input_tensor(0, openvino.Tensor(part, shared_memory=True))
+
+        def infer() -> None:
+            for request in requests:
+                request.start_async()
+            for request in requests:
+                request.wait()
+
+        return infer
+
+    piece, streams = min(batch, PIECES[-1]), min(threads, MAX_STREAMS)
+    return {"openvino": run(batch, 1), "openvino pieces": run(piece, streams)}

@@ -1,0 +1,115 @@
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from backbone.executors import openvino_graph
+from backbone.executors.openvino_executor import PIECES, OpenVinoExecutor, cut
+from backbone.executors.openvino_graph import load_graph
+from backbone.executors.quiet_openvino import openvino
+from backbone.load import Backbone
+from tests.models import SIZE, make_backbone
+
+
+@pytest.fixture
+def backbone() -> Backbone:
+    return make_backbone("vit")
+
+
+@pytest.fixture
+def conversions(monkeypatch: pytest.MonkeyPatch) -> list[Backbone]:
+    """Count conversions; the graph is a real one, of something small."""
+    made: list[Backbone] = []
+
+    def convert(backbone: Backbone) -> openvino.Model:
+        made.append(backbone)
+        images = openvino.opset13.parameter([-1, 3, SIZE, SIZE], np.uint8, name="images")
+        rows = openvino.opset13.parameter([-1, 2, backbone.sites.total_width], np.float32, name="rows")
+        return openvino.Model([openvino.opset13.add(rows, np.float32(1))], [images, rows], "small")
+
+    monkeypatch.setattr(openvino_graph, "convert", convert)
+    return made
+
+
+@given(images=st.integers(2, 200), streams=st.integers(1, 4))
+def test_a_batch_is_cut_into_pieces_that_cover_it_once(images: int, streams: int) -> None:
+    pieces = list(cut(images, streams))
+    assert [i for p in pieces for i in range(p.start, p.start + p.count)] == list(range(images))
+    assert all(p.count <= p.size and p.size in PIECES for p in pieces)
+    assert sum(p.size - p.count for p in pieces) <= streams  # at most one idle place a stream
+
+
+def test_a_graph_is_converted_once(backbone: Backbone, tmp_path: Path, conversions: list[Backbone]) -> None:
+    first = load_graph(backbone, tmp_path)
+    again = load_graph(backbone, tmp_path)
+    assert len(conversions) == 1
+    assert first.inputs[1].partial_shape == again.inputs[1].partial_shape
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_other_weights_are_another_graph(tmp_path: Path, conversions: list[Backbone]) -> None:
+    load_graph(make_backbone("vit", seed=1), tmp_path)
+    load_graph(make_backbone("vit", seed=2), tmp_path)
+    assert len(conversions) == 2
+
+
+@pytest.mark.parametrize("file", ["graph.xml", "graph.bin"])
+def test_a_damaged_graph_is_made_anew(
+    file: str,
+    backbone: Backbone,
+    tmp_path: Path,
+    conversions: list[Backbone],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    load_graph(backbone, tmp_path)
+    (damaged,) = tmp_path.glob(f"*/{file}")
+    damaged.unlink()
+    with caplog.at_level(logging.WARNING):
+        load_graph(backbone, tmp_path)
+    assert len(conversions) == 2 and "made anew" in caplog.text
+    load_graph(backbone, tmp_path)
+    assert len(conversions) == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_a_warning(
+    backbone: Backbone, tmp_path: Path, conversions: list[Backbone], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    assert load_graph(backbone, tmp_path / "file" / "graphs") is not None
+    assert len(conversions) == 1 and "not kept" in caplog.text
+
+
+def test_a_failed_piece_leaves_no_lane_running(backbone: Backbone) -> None:
+    executor = OpenVinoExecutor(backbone, dtype="float32", slots=2, threads=2)
+    images = [np.full((3, SIZE, SIZE), value, np.uint8) for value in (0, 50, 100, 150, 200)]
+    features = np.zeros((5, backbone.head_width), np.float32)
+    executor._run_pieces(images, [0] * 5, features)
+    wrong = [*images[:4], np.zeros((3, SIZE, SIZE + 1), np.uint8)]
+    with pytest.raises(ValueError, match="broadcast"):
+        executor._run_pieces(wrong, [0] * 5, np.zeros_like(features))
+    again = np.zeros_like(features)
+    executor._run_pieces(images, [0] * 5, again)
+    assert np.array_equal(again, features)
+
+
+def test_openvino_reports_to_nobody(tmp_path: Path) -> None:
+    program = """
+import backbone.executors.openvino_executor
+from backbone.executors.quiet_openvino import openvino
+import openvino.tools.ovc.telemetry_utils as used
+print(used.tm.__name__)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"HOME": str(tmp_path), "PATH": "", "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip().endswith("telemetry_stub")
+    assert not (tmp_path / "intel").exists()
