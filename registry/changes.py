@@ -47,7 +47,7 @@ def delete_version(db: sqlite3.Connection, task: str, version: int) -> list[str]
     if aliases := records.aliases_of(db, task, version):
         raise VersionInUse(task, version, aliases)
     db.execute("DELETE FROM versions WHERE task = ? AND version = ?", (task, version))
-    _emit(db, EventKind.VERSION_DELETED, task=task, version=version, digest=digest)
+    emit(db, EventKind.VERSION_DELETED, task=task, version=version, digest=digest)
     return [digest]
 
 
@@ -57,7 +57,7 @@ def delete_task(db: sqlite3.Connection, task: str) -> list[str]:
     digests = [row[0] for row in db.execute("SELECT digest FROM versions WHERE task = ?", (task,))]
     for table in ("aliases", "moves", "versions", "tasks"):
         db.execute(f"DELETE FROM {table} WHERE task = ?", (task,))  # noqa: S608  names from the line above
-    _emit(db, EventKind.TASK_DELETED, task=task)
+    emit(db, EventKind.TASK_DELETED, task=task)
     return digests
 
 
@@ -113,13 +113,13 @@ def add_key(db: sqlite3.Connection, key: ApiKey) -> None:
     )
     if added.rowcount == 0:
         raise KeyConflict(key.name)
-    _emit(db, EventKind.KEYS_CHANGED)
+    emit(db, EventKind.KEYS_CHANGED)
 
 
 def delete_key(db: sqlite3.Connection, name: str) -> None:
     if db.execute("DELETE FROM keys WHERE name = ?", (name,)).rowcount == 0:
         raise KeyNotFound(name)
-    _emit(db, EventKind.KEYS_CHANGED)
+    emit(db, EventKind.KEYS_CHANGED)
 
 
 def _insert_version(db: sqlite3.Connection, upload: Upload) -> int:
@@ -135,7 +135,7 @@ def _insert_version(db: sqlite3.Connection, upload: Upload) -> int:
         "INSERT INTO versions (task, version, digest, size, created, manifest) VALUES (?, ?, ?, ?, ?, ?)",
         (upload.task, number, upload.digest, len(upload.data), now, upload.manifest.to_json()),
     )
-    _emit(db, EventKind.VERSION_ADDED, task=upload.task, version=number, digest=upload.digest)
+    emit(db, EventKind.VERSION_ADDED, task=upload.task, version=number, digest=upload.digest)
     return int(number)
 
 
@@ -170,11 +170,11 @@ def _move(
         (task, alias, version, move.previous, move.moved, kind, undo),
     )
     digest = records.get_digest(db, task, version)
-    _emit(db, EventKind.ALIAS_SET, task=task, version=version, alias=alias, digest=digest)
+    emit(db, EventKind.ALIAS_SET, task=task, version=version, alias=alias, digest=digest)
     return move
 
 
-def _emit(
+def emit(
     db: sqlite3.Connection,
     kind: EventKind,
     *,

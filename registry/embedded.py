@@ -27,27 +27,29 @@ SQLite's WAL mode does not work over network file systems.
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from adapters.manifest import Manifest
-from registry import changes, records
-from registry.base import Added, Registry
+from registry import changes, records, restoring
+from registry.base import Added
 from registry.blobs import BlobStore, is_digest, sha256
 from registry.changes import Expectation, Upload
 from registry.database import Database
 from registry.errors import BlobNotFound, RegistryUnavailable
 from registry.models import AliasMove, ApiKey, Event, Page, Task, Version, check_limit, check_name
+from registry.upkeep import KeptRegistry, TaskPast
 
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
 
-class EmbeddedRegistry(Registry):
+class EmbeddedRegistry(KeptRegistry):
     """Touches nothing on disk, and starts no thread, before the first call.
 
     Args:
@@ -139,12 +141,32 @@ class EmbeddedRegistry(Registry):
         check_name("key", name)
         await self._write(lambda db: changes.delete_key(db, name))
 
-    async def reclaim(self) -> int:
-        """Remove bytes that crashes have left without a version; return how many.
+    async def numbers(self) -> Mapping[str, int]:
+        return await self._read(restoring.numbers)
 
-        Lists the whole blob directory under the write lock.
-        """
-        return await self._write(lambda db: self._blobs.sweep(partial(records.is_used, db)))
+    async def past(self, task: str) -> TaskPast:
+        check_name("task", task)
+        return await self._read(lambda db: restoring.past(db, task))
+
+    async def restore_version(self, version: Version, data: bytes) -> None:
+        await self._write(lambda db: restoring.restore_version(db, self._blobs, version, data))
+
+    async def restore_past(self, past: TaskPast) -> None:
+        await self._write(lambda db: restoring.restore_past(db, past))
+
+    async def restore_numbers(self, numbers: Mapping[str, int]) -> None:
+        await self._write(lambda db: restoring.restore_numbers(db, numbers))
+
+    async def reclaim(self, *, older_than: float = 0.0) -> int:
+        """Remove bytes without a version, as the contract says; the write lock is held meanwhile."""
+        before = time.time() - older_than
+        return await self._write(lambda db: self._blobs.sweep(partial(records.is_used, db), before))
+
+    async def faults(self) -> tuple[str, ...]:
+        return await self._read(restoring.faults)
+
+    async def risks(self) -> tuple[str, ...]:
+        return ()
 
     async def close(self) -> None:
         """Wait for the calls that have begun, then release files and threads."""

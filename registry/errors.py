@@ -11,6 +11,7 @@ RegistryError
 ├── VersionInUse           an alias still points to the version
 ├── KeyConflict            an API key of this name exists
 ├── KeyNotFound            no API key of this name
+├── RestoreConflict        what is to be restored meets something else
 ├── CursorInvalid          not a cursor of this registry: list everything again
 ├── RegistryUrlInvalid     no backend for this URL
 └── RegistryUnavailable    the backend does not answer; the caller may retry
@@ -113,6 +114,15 @@ class KeyNotFound(RegistryError):
 
     def __str__(self) -> str:
         return f"there is no API key named `{self.name}`"
+
+
+class RestoreConflict(RegistryError):
+    def __init__(self, task: str, detail: str) -> None:
+        super().__init__(task, detail)
+        self.task, self.detail = task, detail
+
+    def __str__(self) -> str:
+        return f"task `{self.task}` exists with other content: {self.detail}"
 
 
 class CursorInvalid(RegistryError):

@@ -19,11 +19,11 @@ T = TypeVar("T")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class Version(_Record):
+class Version(Record):
     """An immutable adapter of a task. `digest` (sha256 of the file, hex) is its identity everywhere."""
 
     task: str
@@ -34,7 +34,7 @@ class Version(_Record):
     manifest: Manifest
 
 
-class AliasMove(_Record):
+class AliasMove(Record):
     """One step of an alias' history."""
 
     alias: str
@@ -44,7 +44,7 @@ class AliasMove(_Record):
     kind: Literal["set", "rollback"]
 
 
-class Task(_Record):
+class Task(Record):
     """A task with its aliases; its versions are listed separately, because there may be many."""
 
     task: str
@@ -62,7 +62,7 @@ class EventKind(StrEnum):
     KEYS_CHANGED = "keys_changed"
 
 
-class Event(_Record):
+class Event(Record):
     """Something that changed. `cursor` grows; readers keep the last one they have applied."""
 
     cursor: str
@@ -74,7 +74,7 @@ class Event(_Record):
     at: float
 
 
-class ApiKey(_Record):
+class ApiKey(Record):
     """An API key without its secret.
 
     `secret_hash` is sha256 (hex) of the token; `tasks` are fnmatch patterns.
@@ -87,7 +87,7 @@ class ApiKey(_Record):
     created: float
 
 
-class Page(_Record, Generic[T]):
+class Page(Record, Generic[T]):
     """Items in name order; pass `next_after` as `after` for the following page; None at the end."""
 
     items: tuple[T, ...]

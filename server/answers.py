@@ -46,6 +46,7 @@ ANSWERS: Mapping[type[Exception], Answer] = {
     registry.VersionInUse: Answer(409, "version_in_use"),
     registry.KeyConflict: Answer(409, "key_conflict"),
     registry.KeyNotFound: Answer(404, "key_not_found"),
+    registry.RestoreConflict: INTERNAL,
     registry.CursorInvalid: INTERNAL,
     registry.RegistryUrlInvalid: INTERNAL,
     registry.RegistryUnavailable: Answer(

@@ -39,6 +39,8 @@ class Catalog:
         forget: Called with each digest that no known version has any more.
         poll_seconds: How often events are read.
         max_versions: How many versions are cached, at about 2.5 kB each.
+        read_ahead: Read what `production` names after each listing, in the background, so that tasks whose
+            bytes are on this host can be served while the registry is away, asked for before or not.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Catalog:
         forget: Callable[[str], None] = lambda _: None,
         poll_seconds: float = 0.2,
         max_versions: int = 16_384,
+        read_ahead: bool = False,
     ) -> None:
         self._registry = registry
         self._forget = forget
@@ -56,6 +59,8 @@ class Catalog:
         self._tasks: dict[str, Task] = {}
         self._names: list[str] = []
         self._keys: dict[str, ApiKey] = {}
+        self._max_versions = max_versions
+        self._read_ahead = read_ahead
         self._versions = VersionCache(max_versions)
         self._fetches: dict[tuple[str, int], asyncio.Task[Version]] = {}
         self._removals = 0
@@ -266,6 +271,12 @@ class Catalog:
         except (TaskNotFound, VersionNotFound):
             return  # deleted since; its event follows
 
+    async def _read_what_serves(self, names: Sequence[str]) -> None:
+        for name in names:
+            number = self.find_alias(name, PRODUCTION)
+            if number is not None:
+                await self._fetch_if_there(name, number)
+
     async def _read_keys(self) -> None:
         self._keys = {key.secret_hash: key for key in await self._registry.list_keys()}
 
@@ -285,6 +296,8 @@ class Catalog:
         self._versions.clear()
         self._tasks, self._names, self._cursor = tasks, sorted(tasks), cursor
         self._fresh_at = started
+        if self._read_ahead:
+            self._begin(self._read_what_serves(self._names[: self._max_versions]))
 
     def _begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Start a task that outlives whoever waits for it; its failure is theirs, even if all have left."""

@@ -153,7 +153,10 @@ def _port(settings: Settings) -> Finding:
 def _registry(settings: Settings) -> Finding:
     keys = preflight.count_keys(settings)
     # the URL may hold a password: its scheme suffices
-    return Finding(Level.OK, "registry", f"{settings.registry.partition(':')[0]}, {keys} API keys")
+    found = f"{settings.registry.partition(':')[0]}, {keys} API keys"
+    if risks := preflight.registry_risks(settings):
+        return Finding(Level.WARN, "registry", f"{found}; {'; '.join(risks)}", "see docs/registry.md")
+    return Finding(Level.OK, "registry", found)
 
 
 def _access(settings: Settings) -> Finding:

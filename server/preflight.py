@@ -3,12 +3,17 @@
 import asyncio
 import os
 import socket
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import TypeVar
 
 from registry.open import open_registry
+from registry.upkeep import KeptRegistry
 from server import ports
 from server.errors import SettingsInvalid
 from server.settings import Settings, check_exposure
+
+T = TypeVar("T")
 
 
 def check(settings: Settings) -> None:
@@ -55,11 +60,27 @@ def count_keys(settings: Settings) -> int:
         RegistryError
     """
 
-    async def count() -> int:
+    async def count(registry: KeptRegistry) -> int:
+        return len(await registry.list_keys())
+
+    return _ask_registry(settings, count)
+
+
+def registry_risks(settings: Settings) -> tuple[str, ...]:
+    """Return how the registry's server is set up so that it may lose what it has acknowledged.
+
+    Raises:
+        RegistryError
+    """
+    return _ask_registry(settings, lambda registry: registry.risks())
+
+
+def _ask_registry(settings: Settings, question: Callable[[KeptRegistry], Awaitable[T]]) -> T:
+    async def ask() -> T:
         registry = open_registry(settings.registry, settings.data_dir)
         try:
-            return len(await registry.list_keys())
+            return await question(registry)
         finally:
             await registry.close()
 
-    return asyncio.run(count())
+    return asyncio.run(ask())

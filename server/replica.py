@@ -6,6 +6,7 @@ Ray Serve wraps it (`server.ray_app`); under plain uvicorn it is a complete serv
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from fastapi import FastAPI
 
 from adapters.errors import AdapterError
 from registry.base import Registry
-from registry.errors import RegistryError
+from registry.errors import RegistryError, RegistryUnavailable
 from registry.models import PRODUCTION
 from registry.open import open_registry
 from server.app import create_app
@@ -30,6 +31,8 @@ from server.observed_registry import ObservedRegistry
 from server.parts import Fleet, Phase, Readiness
 from server.seed import seed
 from server.settings import Settings
+
+PATIENCE_SECONDS = 60.0  # for a registry that is away while a replica starts
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +67,7 @@ class Replica:
 
         Raises:
             BackboneError: If the backbone cannot be loaded.
-            RegistryError: If the registry does not answer.
+            RegistryError: If the registry does not answer for a minute.
             SettingsInvalid: If a seed is broken.
         """
         settings = with_threads(settings)
@@ -76,13 +79,14 @@ class Replica:
                 open_registry(settings.registry, settings.data_dir), metrics.observe_registry
             )
             on_failure.push_async_callback(registry.close)
+            await _until_it_answers(registry, settings.registry_poll_ms / 1000)
             engine = LocalEngine(
                 device, registry.fetch, limits=limits_of(settings), disk=disk_of(settings), events=metrics
             )
             on_failure.push_async_callback(engine.drain)
             if settings.seed_dir is not None:
                 await seed(settings.seed_dir, registry, engine)
-            catalog = Catalog(registry, forget=engine.forget, poll_seconds=settings.registry_poll_ms / 1000)
+            catalog = _catalog_of(settings, registry, engine)
             on_failure.push_async_callback(catalog.close)
             await catalog.start()
             await _warm_up(engine, registry, catalog)
@@ -127,6 +131,15 @@ class Replica:
         self.decoder.close()
 
 
+def _catalog_of(settings: Settings, registry: Registry, engine: LocalEngine) -> Catalog:
+    return Catalog(
+        registry,
+        forget=engine.forget,
+        poll_seconds=settings.registry_poll_ms / 1000,
+        read_ahead=disk_of(settings) is not None,
+    )
+
+
 def limits_of(settings: Settings) -> EngineLimits:
     return EngineLimits(
         max_batch=settings.max_batch,
@@ -155,6 +168,27 @@ def _reader_of(settings: Settings) -> Reader:
     from server import fast_images  # loads torch
 
     return fast_images.read_scaled if settings.decoding == "scaled" else fast_images.read_fast
+
+
+async def _until_it_answers(registry: Registry, poll_seconds: float) -> None:
+    """Wait for a registry that is away: a replica that gave up here would have to be started again.
+
+    Raises:
+        RegistryUnavailable: After `PATIENCE_SECONDS`.
+    """
+    deadline, told = time.monotonic() + PATIENCE_SECONDS, False
+    while True:
+        try:
+            await registry.cursor()
+        except RegistryUnavailable as error:
+            if time.monotonic() > deadline:
+                raise
+            if not told:
+                logger.warning("waiting for the registry: %s", error)
+            told = True
+            await asyncio.sleep(poll_seconds)
+        else:
+            return
 
 
 async def _warm_up(engine: LocalEngine, registry: Registry, catalog: Catalog) -> None:

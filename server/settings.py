@@ -75,7 +75,7 @@ class Settings(BaseSettings):
         Field(
             description="How images are read. `fast`: as training reads them, within one grey level but for "
             "a few values in a million; `pillow`: bit for bit as training, slower; `scaled`: large JPEGs are "
-            "decoded at 1/2, 1/4 or 1/8 of their size, faster still, and fine detail differs by some grey levels."
+            "decoded at 1/2, 1/4 or 1/8 of their size, faster still; fine detail differs by some grey levels."
         ),
     ] = "fast"
 
@@ -85,8 +85,9 @@ class Settings(BaseSettings):
     registry: Annotated[
         str,
         Field(
-            pattern=r"^(embedded:|rediss?://)",
-            description="`embedded:` (SQLite in the data directory) or `redis://…`.",
+            pattern=r"^(embedded:|rediss?(\+sentinel)?://|redis\+unix://)",
+            description="`embedded:` (SQLite in the data directory), or `redis://…` and its relatives, for "
+            "several hosts; see [registry.md](registry.md).",
         ),
     ] = "embedded:"
     registry_poll_ms: Annotated[Milliseconds, Field(description="How often changes are looked for.")] = 200

@@ -40,6 +40,7 @@ VERBS = {
     "delete": Verb(CLIENT, "Delete a version, or a task with all its versions."),
     "predict": Verb("server.cli.predict", "Classify images."),
     "keys": Verb("server.cli.keys", "Make, list and delete API keys."),
+    "registry": Verb("server.cli.registry", "Copy, check and clean a registry."),
 }  # in the order of `--help`
 
 

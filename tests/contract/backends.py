@@ -5,12 +5,29 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from registry import AliasConflict, EmbeddedRegistry, Event, Registry
+from registry import AliasConflict, EmbeddedRegistry, Event, KeptRegistry, Registry, open_registry
 from tests.builders import make_blob, make_manifest
 
-BACKENDS: dict[str, Callable[[Path], Registry]] = {
+REDIS_URL = "redis-url"  # file in a test's directory that leads other processes to the server
+
+
+def in_redis(place: Path) -> KeptRegistry:
+    return open_registry(_url(place), place)
+
+
+def in_redis_and_files(place: Path) -> KeptRegistry:
+    return open_registry(f"{_url(place)}&blobs=file://{place}/blobs", place)
+
+
+BACKENDS: dict[str, Callable[[Path], KeptRegistry]] = {
     "embedded": EmbeddedRegistry,
+    "redis": in_redis,
+    "redis and files": in_redis_and_files,
 }
+
+
+def _url(place: Path) -> str:
+    return (place / REDIS_URL).read_text()
 
 
 def in_process(name: str, place: Path, work: Callable[..., Awaitable[Any]], *args: Any) -> Any:

@@ -26,6 +26,7 @@ EXAMPLES: list[Exception] = [
     registry.VersionInUse("pets", 1, ("production",)),
     registry.KeyConflict("ci"),
     registry.KeyNotFound("ci"),
+    registry.RestoreConflict("pets", "version 2"),
     registry.CursorInvalid("secret"),
     registry.RegistryUrlInvalid("secret", "not known"),
     registry.RegistryUnavailable("redis", "secret"),

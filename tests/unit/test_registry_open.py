@@ -17,7 +17,17 @@ def test_embedded_is_opened_where_the_url_says(url: str, directory: str) -> None
 
 
 @pytest.mark.parametrize(
-    "url", ["", "embedded", "/srv/x", "embedded:x", "embedded://host/x", "sqlite:/x", "redis://u:pw@host/0"]
+    "url",
+    [
+        "",
+        "embedded",
+        "/srv/x",
+        "embedded:x",
+        "embedded://host/x",
+        "sqlite:/x",
+        "redis:x",
+        "sqlite://u:pw@host/0",
+    ],
 )
 def test_anything_else_is_refused_by_what_is_supported(url: str) -> None:
     with pytest.raises(RegistryUrlInvalid, match="supported are `embedded:`") as caught:
@@ -44,6 +54,7 @@ ERRORS = [
     errors.VersionInUse("pets", 1, ("canary", "production")),
     errors.KeyConflict("ci"),
     errors.KeyNotFound("ci"),
+    errors.RestoreConflict("pets", "version 2"),
     errors.CursorInvalid("x"),
     errors.RegistryUrlInvalid("redis:", "no"),
     errors.RegistryUnavailable("embedded", "the disk is full"),
