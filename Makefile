@@ -25,7 +25,11 @@ check: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.tax
 	$(BIN)/python -m benchmarks.http
+	$(BIN)/python -m benchmarks.today
+	$(BIN)/python -m benchmarks.scale
+	$(BIN)/python -m benchmarks.decode
 	$(BIN)/python -m benchmarks.kernels
+	$(BIN)/python -m benchmarks.report
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'

@@ -1,0 +1,165 @@
+"""Make docs/benchmarks.md from the rows in benchmarks/results/: `python -m benchmarks.report`."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from benchmarks.common import RESULTS, ROOT
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+Row = dict[str, Any]
+
+INTRO = """# Benchmarks
+
+Made by `python -m benchmarks.report` from the rows in [benchmarks/results/](../benchmarks/results/); `make bench` makes
+the rows anew on any host. Ratios are medians of rounds in which the contenders take turns, so that what disturbs the
+host disturbs all alike. The hosts are virtual machines that share their cores with others: absolute rates say little.
+
+**Not yet run on a GPU**, neither the PyTorch executor nor the kernels ([kernels.md](kernels.md)).
+"""
+
+TAX = """
+## Adapter tax and flatness
+
+`python -m benchmarks.tax`: a mixed batch, from uint8 pixels to logits, against the plain timm model with one head on
+normalised images. `÷ PyTorch` and `÷ OpenVINO` are against the best way found to run the plain model in each: PyTorch
+in both memory layouts; OpenVINO with the batch as one request, and cut into pieces on streams as our executor does.
+`÷ identical` is against the same executor with one task; identical tasks are no special case, so it shows noise and
+the cost of reading other rows of the bank. The rows of the plain model are its own ways against each other.
+
+OpenVINO computes γ'·x + β' per image in a pass of its own, where the plain model adds a bias inside the product. In
+EfficientNet these passes go over wide, thin maps: what is left of the tax there.
+"""
+TODAY = """
+## Against what people do today
+
+`python -m benchmarks.today`: requests for several tasks, the ways they are served without a mixed forward. `÷ mixed`
+is against our mixed batch on the server's default executor.
+"""
+SCALE = """
+## Ten thousand tasks
+
+`python -m benchmarks.scale`: a small model, so that what surrounds it shows; a closed loop of clients on an engine over
+an embedded registry on disk; every answer compared with its own adapter's.
+"""
+HTTP = """
+## Serving
+
+`python -m benchmarks.http`: a closed loop of connections that send a JPEG of 320 × 240 for several tasks, against the
+same engine called in-process on decoded images; client, server and engine share the host and take turns.
+"""
+DECODE = """
+## Decoding
+
+`python -m benchmarks.decode`: one thread, from the bytes of a file to the uint8 pixels of the backbone. `pillow` is the
+training transform alone; `fast` (the default) and `scaled` include every check of the server.
+"""
+
+
+def table(head: list[str], rows: Iterable[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n" + "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def number(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def conditions(rows: list[Row]) -> str:
+    first = rows[0]
+    return (
+        f"\n{first['host']}, {first['cores']} cores, torch {first['torch']}, commit {first['commit']}, "
+        f"{first['date']}.\n"
+    )
+
+
+def columns(**named: str) -> Callable[[list[Row]], str]:
+    """Make a table of chosen columns, `heading=key`; underscores in headings are spaces."""
+    heads = [name.replace("_", " ").replace("over ", "÷ ") for name in named]
+
+    def make(rows: list[Row]) -> str:
+        return table(heads, ([number(row.get(key, "")) for key in named.values()] for row in rows))
+
+    return make
+
+
+def ran(rows: list[Row]) -> str:
+    show = columns(
+        model="model", pixels="pixels", dtype="dtype", batch="batch", executor="executor", mix="mix",
+        tasks="tasks", over_PyTorch="vs_torch", over_OpenVINO="vs_openvino", over_identical="vs_identical",
+    )  # fmt: skip
+    return show(rows)
+
+
+def scale(rows: list[Row]) -> str:
+    mixes = [row for row in rows if row["mix"] != "cycles"]
+    show = columns(
+        mix="mix", tasks="tasks", slots="slots", images_per_s_over_identical="vs_identical",
+        loads_per_s="loads_per_s", p50_ms="p50_ms", p99_ms="p99_ms", max_ms="max_ms", wrong="wrong",
+    )  # fmt: skip
+    text = show(mixes)
+    for row in rows:
+        if row["mix"] == "cycles":
+            text += (
+                f"\n{row['cycles']} loads and evictions: {row['resident_mb_after_fifth']:.0f} MB resident after "
+                f"a fifth of them, {row['resident_mb_end']:.0f} MB at the end.\n"
+            )
+    return text
+
+
+def decode(rows: list[Row]) -> str:
+    show = columns(
+        photograph="photograph", format="format", size="size", contender="contender", ms="ms",
+        times_as_fast_as_pillow="vs_pillow", grey_levels_off_mean="off_mean", most="off_max",
+    )  # fmt: skip
+    return show([row for row in rows if row["part"] == "whole"])
+
+
+SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
+    "tax": (TAX, ran),
+    "today": (
+        TODAY,
+        columns(
+            model="model",
+            pixels="pixels",
+            executor="executor",
+            way="way",
+            requests="requests",
+            tasks="tasks",
+            over_mixed="vs_mixed",
+        ),
+    ),
+    "scale": (SCALE, scale),
+    "http": (
+        HTTP,
+        columns(
+            model="model",
+            pixels="pixels",
+            connections="connections",
+            tasks="tasks",
+            HTTP_over_engine="efficiency",
+            mean_batch="mean_batch",
+            distinct_tasks_a_batch="mean_distinct_tasks",
+        ),
+    ),
+    "decode": (DECODE, decode),
+}
+
+
+def page() -> str:
+    """Return the page; a benchmark without rows is left out."""
+    text = INTRO
+    for name, (intro, make) in SECTIONS.items():
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            rows = json.loads(path.read_text())
+            text += intro + make(rows) + conditions(rows)
+    return text
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())
+    sys.stdout.write(f"{PAGE}\n")
