@@ -92,14 +92,7 @@ class Replica:
             await _warm_up(engine, registry, catalog)
             on_failure.pop_all()
         metrics.watch(engine, catalog)
-        decoder = ImageDecoder(
-            device.info.preprocessing,
-            max_pixels=settings.max_pixels,
-            read=read,
-            threads=settings.decode_threads,
-            max_waiting=settings.max_queue,
-            observe=metrics.observe_decode,
-        )
+        decoder = _decoder_of(settings, device, read, metrics)
         readiness = Readiness(Phase.READY)
         app = create_app(
             settings=settings,
@@ -160,6 +153,17 @@ def _open_device(settings: Settings) -> Device:
     from server.device import BackboneDevice  # loads torch
 
     return BackboneDevice.open(settings)
+
+
+def _decoder_of(settings: Settings, device: Device, read: Reader, metrics: Metrics) -> ImageDecoder:
+    return ImageDecoder(
+        device.info.preprocessing,
+        max_pixels=settings.max_pixels,
+        read=read,
+        threads=settings.decode_threads,
+        max_waiting=settings.max_queue,
+        observe=metrics.observe_decode,
+    )
 
 
 def _reader_of(settings: Settings) -> Reader:

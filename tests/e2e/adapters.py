@@ -16,6 +16,7 @@ from backbone.load import Backbone
 from backbone.preprocess import normalise
 from backbone.tuned import TunedModel
 from server.contracts import Logits
+from server.fast_images import read_fast  # as the servers do by default
 from server.images import ImageDecoder
 
 
@@ -45,7 +46,7 @@ class Known:
         return self._answers[image]
 
     def _compute(self, image: bytes) -> Logits:
-        decoder = ImageDecoder(preprocessing_of(self.backbone), max_pixels=10**6, threads=1)
+        decoder = ImageDecoder(preprocessing_of(self.backbone), max_pixels=10**6, read=read_fast, threads=1)
         pixels = normalise(decoder.decode_here(image, None), self.backbone.spec)
         decoder.close()
         with torch.inference_mode():
