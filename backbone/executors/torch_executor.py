@@ -35,6 +35,8 @@ class TorchExecutor:
             self.device, self._dtype, memory_format=layout
         )
         self._layout = layout
+        if dtype == "float32":
+            torch.backends.cudnn.allow_tf32 = False  # its default would cut fp32 convolutions to 10 bits
         self._lock = threading.Lock()
         mean, std = (torch.tensor(v, device=self.device).view(3, 1, 1) * 255 for v in self._statistics())
         self._pixel_scale, self._pixel_shift = 1 / std, -mean / std
