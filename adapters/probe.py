@@ -29,6 +29,7 @@ _OCTAVES = 8
 TOLERANCE: Mapping[str, float] = {"float32": 1e-4, "float16": 5e-2, "bfloat16": 3e-1}
 # The reference against itself on another CPU; a site that training barely moved shifts the logits by 9e-5.
 REFERENCE_TOLERANCE = 2e-5
+SPREAD_TOLERANCE = 1e-3
 
 
 def probe_image(height: int, width: int) -> Pixels:
@@ -88,8 +89,9 @@ def check_probe(probe: Probe, logits: Sequence[float] | NDArray[np.floating[Any]
 def check_reference(backbone: Backbone, adapter: Adapter) -> None:
     """Compute an adapter's probe anew with the plain reference in fp32, and compare.
 
-    bf16 rounds as much as one site matters; this sees a single site left out, whatever dtype is served. Costs
-    what `compute_probe` costs. Raises as `check_probe` does.
+    bf16 rounds as much as one site matters; this sees a single site left out, whatever dtype is served. The
+    spread is compared too, for both checks measure by it. Costs what `compute_probe` costs. Raises as
+    `check_probe` does.
     """
     again = compute_probe(
         backbone,
@@ -98,7 +100,10 @@ def check_reference(backbone: Backbone, adapter: Adapter) -> None:
         head_weight=adapter.head_weight,
         head_bias=adapter.head_bias,
     )
-    _check(adapter.manifest.probe, again.logits, REFERENCE_TOLERANCE)
+    probe = adapter.manifest.probe
+    if not math.isclose(probe.spread, again.spread, rel_tol=SPREAD_TOLERANCE):
+        raise ProbeMismatch(abs(probe.spread - again.spread), SPREAD_TOLERANCE * again.spread)
+    _check(probe, again.logits, REFERENCE_TOLERANCE)
 
 
 def probe_difference(probe: Probe, logits: Sequence[float] | NDArray[np.floating[Any]]) -> float:

@@ -37,6 +37,7 @@ class Database:
         self._lock = threading.Lock()
         self._connections: set[sqlite3.Connection] = set()
         self._prepared = False
+        self._file: tuple[int, int] | None = None  # device and inode of the file all connections have open
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -81,6 +82,10 @@ class Database:
 
     def _connection(self) -> sqlite3.Connection:
         db: sqlite3.Connection | None = getattr(self._local, "db", None)
+        if self._file is not None and self._identity() != self._file:
+            raise RegistryUnavailable(
+                "embedded", f"{self._path} was removed or replaced while in use; put it back, or restart"
+            )
         if db is None:
             self._prepare()
             self._local.db = db = self._connect()
@@ -109,7 +114,15 @@ class Database:
             with self._path.with_suffix(".lock").open("w") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 self._create()
+            self._file = self._identity()
             self._prepared = True
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = self._path.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
 
     def _create(self) -> None:
         db = self._connect()

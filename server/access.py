@@ -14,7 +14,10 @@ def needs(*any_of: Scope) -> Any:
     scopes = frozenset(any_of)
 
     async def admit(request: Request) -> None:
-        caller = parts_of(request).gate.admit(request.headers.get("authorization"))
+        sent = request.headers
+        caller = parts_of(request).gate.admit(
+            sent.get("authorization"), host=sent.get("host"), origin=sent.get("origin")
+        )
         exchange_of(request).caller = caller
         caller.check_scopes(scopes)
         if (task := request.path_params.get("task")) is not None:

@@ -76,6 +76,7 @@ ANSWERS: Mapping[type[Exception], Answer] = {
     server.ValueInvalid: Answer(422, "value_invalid"),
     server.Unauthorized: Answer(401, "unauthorized"),
     server.Forbidden: Answer(403, "forbidden"),
+    server.ForeignPage: Answer(403, "foreign_page"),
 }
 
 

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal, Protocol
+from urllib.parse import urlsplit
 
 from registry.models import ApiKey
-from server.errors import Forbidden, Unauthorized
-from server.settings import Settings
+from server.errors import Forbidden, ForeignPage, Unauthorized
+from server.settings import Settings, is_local
 
 Scope = Literal["predict", "manage"]
 
@@ -62,21 +63,39 @@ class Gate:
     def __init__(self, settings: Settings, known: KnowsKeys) -> None:
         self._known = known
         self._exposed = not settings.is_loopback and not settings.allow_unauthenticated
+        self._trusts_any_page = settings.allow_unauthenticated
 
-    def admit(self, authorization: str | None) -> Caller:
-        """Return who sends this `Authorization` header.
+    def admit(
+        self, authorization: str | None, *, host: str | None = None, origin: str | None = None
+    ) -> Caller:
+        """Return who sends these headers.
 
         Raises:
             Unauthorized: If a key is needed and this is none.
+            ForeignPage: If no key is needed and a web page of another site sends it, through the browser of
+                someone on this machine.
         """
         keys = self._known.keys
         if not keys and not self._exposed:
+            if not self._trusts_any_page:
+                _check_local(host)
+                _check_local(origin)
             return ANYBODY
         scheme, _, token = (authorization or "").partition(" ")
         key = _find(keys, token.strip()) if scheme.lower() == "bearer" else None
         if key is None:
             raise Unauthorized
         return Caller(key.name, key.scopes, key.tasks)
+
+
+def _check_local(named: str | None) -> None:
+    """Pass if a `Host` or `Origin` names this machine: a browser cannot forge them.
+
+    Raises:
+        ForeignPage
+    """
+    if named is not None and not is_local(urlsplit(named if "://" in named else f"//{named}").hostname):
+        raise ForeignPage(named)
 
 
 def _find(keys: Mapping[str, ApiKey], token: str) -> ApiKey | None:

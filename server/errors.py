@@ -20,6 +20,7 @@ ServerError
 ├── RequestInvalid        the request is malformed
 ├── ValueInvalid          the request is well formed, but a value in it is out of range
 ├── Unauthorized          no key, or a wrong one
+├── ForeignPage           no keys, and a web page of another site asks through someone's browser
 └── Forbidden             the key does not allow this
 """
 
@@ -181,6 +182,18 @@ class ValueInvalid(ServerError):
 class Unauthorized(ServerError):
     def __str__(self) -> str:
         return "an API key is needed: Authorization: Bearer <key>"
+
+
+class ForeignPage(ServerError):
+    def __init__(self, named: str) -> None:
+        super().__init__(named)
+        self.named = named
+
+    def __str__(self) -> str:
+        return (
+            f"without keys only this machine's own names are answered, not {self.named[:80]!r}; make a key, "
+            "or set SSFSERVE_ALLOW_UNAUTHENTICATED"
+        )
 
 
 class Forbidden(ServerError):

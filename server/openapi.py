@@ -23,6 +23,7 @@ from server.errors import (
     Draining,
     EngineBroken,
     Forbidden,
+    ForeignPage,
     ImageInvalid,
     ImageTooLarge,
     ImageTypeUnsupported,
@@ -37,7 +38,12 @@ from server.schemas import AliasRequest, BatchRequest, Error
 Responses = dict[int | str, dict[str, Any]]
 
 INTERNAL: tuple[Exception, ...] = (RuntimeError(),)
-AUTH: tuple[Exception, ...] = (Unauthorized(), Forbidden("scope manage"), Forbidden("task `pets`"))
+AUTH: tuple[Exception, ...] = (
+    Unauthorized(),
+    Forbidden("scope manage"),
+    Forbidden("task `pets`"),
+    ForeignPage("evil.example"),
+)
 COMMON = (*AUTH, *INTERNAL, ValueInvalid("query.limit", "Input should be greater than or equal to 1"))
 RESOLVE = (
     TaskNotFound("pets"),

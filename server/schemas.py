@@ -80,8 +80,8 @@ class BatchRequest(_Body):
 class AliasRequest(_Body):
     """`expected`: the version the alias must name now, null for none; left out, nothing is checked."""
 
-    version: Annotated[int, Field(ge=1, le=MAX_NUMBER)]
-    expected: Annotated[int | None, Field(ge=1, le=MAX_NUMBER)] = None
+    version: Annotated[int, Field(strict=True, ge=1, le=MAX_NUMBER)]
+    expected: Annotated[int | None, Field(strict=True, ge=1, le=MAX_NUMBER)] = None
 
 
 class Alias(AliasMove):

@@ -31,6 +31,14 @@ Milliseconds = Annotated[int, Field(ge=1, le=3_600_000)]
 Threads = Annotated[int, Field(ge=0, le=1024)]
 
 
+def is_local(host: str | None) -> bool:
+    """Tell whether a host's name or address is this machine's own."""
+    try:
+        return ip_address((host or "").strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", validate_default=True
@@ -163,10 +171,7 @@ class Settings(BaseSettings):
     @property
     def is_loopback(self) -> bool:
         """True where only this machine can connect. Names other than `localhost` are not looked up."""
-        try:
-            return ip_address(self.host.strip("[]")).is_loopback
-        except ValueError:
-            return self.host == "localhost"
+        return is_local(self.host)
 
     @field_validator("backbone_source")
     @classmethod

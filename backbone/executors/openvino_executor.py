@@ -5,8 +5,8 @@ in the cache, and no stream waits for another between ops. Sizes are compiled ah
 is padded with slot 0. A single image has all threads to itself.
 
 Numerics: products and activations in the executor's dtype; γ' and β' come as fp32 and are rounded to it.
-A sample's result depends on the size of its piece only as far as the CPU library's kernels do: measured in
-tests/unit/test_openvino.py.
+A sample's bits do not depend on its piece: OpenVINO sums alike in all sizes, as tests/unit/test_executor.py
+measures.
 """
 
 import threading

@@ -8,6 +8,7 @@ everything that takes part. Nothing of any adapter is in a graph.
 import hashlib
 import json
 import logging
+import os
 import shutil
 import tempfile
 import warnings
@@ -25,7 +26,7 @@ from backbone.mixed import BatchRows, MixedModel
 logger = logging.getLogger(__name__)
 
 GRAPH_VERSION = 1  # raise it when the graph that this file makes changes
-_FILE = "graph.xml"
+_FILE, _SUMS = "graph.xml", "sha256"
 _EXAMPLE_BATCH = 2
 
 
@@ -70,8 +71,9 @@ def load_graph(backbone: Backbone, cache: Path | None) -> openvino.Model:
     kept = cache / _key(backbone)
     if kept.is_dir():
         try:
+            _check(kept)
             return openvino.Core().read_model(kept / _FILE)
-        except RuntimeError as error:
+        except (OSError, RuntimeError, ValueError) as error:
             logger.warning("the graph in %s cannot be read and is made anew: %s", kept, error)
             shutil.rmtree(kept, ignore_errors=True)
     logger.info("converting %s to a graph, once", backbone.name)
@@ -126,11 +128,27 @@ def _key(backbone: Backbone) -> str:
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def _sums(directory: Path) -> str:
+    """Return what the kept files hash to, a line each; about 0.1 s per 100 MB."""
+    files = sorted(directory.glob("graph.*"))
+    return "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
+
+
+def _check(directory: Path) -> None:
+    """Refuse files that are not as they were written: a damaged weight would answer wrongly, not fail."""
+    if (directory / _SUMS).read_text(encoding="ascii") != _sums(directory):
+        raise ValueError("its bytes have changed")
+
+
 def _keep(graph: openvino.Model, directory: Path) -> None:
     """Write a graph so that a reader, or an interrupt, meets all of it or nothing."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     making = tempfile.TemporaryDirectory(dir=directory.parent, prefix=".making-", ignore_cleanup_errors=True)
     with making as made:
         openvino.save_model(graph, Path(made) / _FILE, compress_to_fp16=False)
+        (Path(made) / _SUMS).write_text(_sums(Path(made)), encoding="ascii")
+        for file in Path(made).iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
         if not directory.exists():
             Path(made).rename(directory)

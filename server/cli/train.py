@@ -108,6 +108,8 @@ def evaluate(
     """Measure an adapter on a data set, as the server would answer."""
     from adapters.report import as_dict, as_text, draw
 
+    if png is not None and not png.absolute().parent.is_dir():
+        raise typer.BadParameter(f"{png.absolute().parent} is no folder", param_hint="--png")
     result, how = _evaluate(
         file,
         data,

@@ -21,6 +21,7 @@ async def get_backbone(request: Request) -> Backbone:
     return Backbone.of(parts_of(request).engine.backbone)
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", responses=openapi.problems(EngineBroken("")), openapi_extra={"security": []})
 async def healthz(request: Request) -> Health:
     """Tell whether this process can still answer; if not, it should be replaced."""
@@ -28,6 +29,7 @@ async def healthz(request: Request) -> Health:
     return Health()
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get(
     "/readyz",
     response_model=Ready,
@@ -53,7 +55,7 @@ async def readyz(request: Request) -> Response:
     | {200: {"content": {"text/plain": {}}, "description": "Prometheus exposition."}},
 )
 async def metrics(request: Request) -> Response:
-    """Expose the metrics of all replicas. They name tasks, so a key is needed where the rest needs one."""
+    """Expose the metrics of all replicas, to any key whatever its tasks: they name the most active ones."""
     parts = parts_of(request)
     content, media_type = await parts.fleet.exposition() if parts.fleet else parts.metrics.render()
     return Response(content, headers={"content-type": media_type})

@@ -194,7 +194,7 @@ async def running(directory: Path, **settings: Any) -> AsyncIterator[World]:
         readiness=readiness,
     )
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         world = World(registry, engine, catalog, decoder, metrics, readiness, app, client)
 
         async def is_documented(response: httpx.Response) -> None:

@@ -49,6 +49,7 @@ EXAMPLES: list[Exception] = [
     server.RequestInvalid("no image"),
     server.ValueInvalid("top_k", "too small"),
     server.Unauthorized(),
+    server.ForeignPage("evil.example"),
     server.Forbidden("scope manage"),
 ]
 

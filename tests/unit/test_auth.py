@@ -9,7 +9,7 @@ from starlette.routing import BaseRoute, Route
 
 from registry.models import ApiKey
 from server.auth import ANYBODY, Caller, Gate, Scope, hash_token
-from server.errors import Forbidden, Unauthorized
+from server.errors import Forbidden, ForeignPage, Unauthorized
 from server.settings import Settings
 from tests.unit.app_parts import JPEG, World, running
 
@@ -213,3 +213,20 @@ async def test_a_deleted_key_stops_working(world: World) -> None:
     await world.registry.delete_key("predicts")
     await world.catalog.refresh()
     assert (await world.client.get(url, headers=headers)).status_code == 401
+
+
+@pytest.mark.parametrize("name", ["localhost", "localhost:8000", "127.0.0.1:8000", "[::1]:8000"])
+def test_without_keys_this_machine_is_answered(name: str) -> None:
+    assert Gate(Settings(), Keys()).admit(None, host=name, origin=f"http://{name}") is ANYBODY
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [{"host": "evil.example"}, {"host": "localhost", "origin": "http://evil.example"}, {"origin": "null"}],
+)
+def test_without_keys_a_web_page_of_another_site_is_refused(sent: dict[str, str]) -> None:
+    with pytest.raises(ForeignPage, match="SSFSERVE_ALLOW_UNAUTHENTICATED"):
+        Gate(Settings(), Keys()).admit(None, **sent)
+    assert Gate(Settings(allow_unauthenticated=True), Keys()).admit(None, **sent) is ANYBODY
+    caller = Gate(Settings(), Keys(make_key("a", "predict"))).admit("Bearer a", **sent)
+    assert caller.name is not None

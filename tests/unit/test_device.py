@@ -49,6 +49,13 @@ def test_adapter_that_lost_a_site_is_refused_in_every_dtype(device: BackboneDevi
         device.validate(write_adapter(less))
 
 
+def test_a_probe_cannot_widen_its_own_tolerance(device: BackboneDevice) -> None:
+    backbone = make_backbone("vit_layer_scale")
+    other = make_adapter(backbone, seed=1).manifest.probe.model_copy(update={"spread": 1e30})
+    with pytest.raises(ProbeMismatch):
+        device.validate(write_adapter(make_adapter(backbone, seed=4, probe=other)))
+
+
 def test_adapter_of_another_backbone_is_refused(device: BackboneDevice) -> None:
     data = write_adapter(make_adapter(make_backbone("vit_layer_scale", seed=9), seed=4))
     with pytest.raises(AdapterIncompatible, match="fingerprint"):

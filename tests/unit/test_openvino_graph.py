@@ -58,7 +58,7 @@ def test_other_weights_are_another_graph(tmp_path: Path, conversions: list[Backb
     assert len(conversions) == 2
 
 
-@pytest.mark.parametrize("file", ["graph.xml", "graph.bin"])
+@pytest.mark.parametrize("file", ["graph.xml", "graph.bin", "sha256"])
 def test_a_damaged_graph_is_made_anew(
     file: str,
     backbone: Backbone,
@@ -72,6 +72,19 @@ def test_a_damaged_graph_is_made_anew(
     with caplog.at_level(logging.WARNING):
         load_graph(backbone, tmp_path)
     assert len(conversions) == 2 and "made anew" in caplog.text
+    load_graph(backbone, tmp_path)
+    assert len(conversions) == 2
+
+
+@pytest.mark.parametrize("file", ["graph.xml", "graph.bin"])
+def test_a_graph_whose_bytes_have_changed_is_made_anew(
+    file: str, backbone: Backbone, tmp_path: Path, conversions: list[Backbone]
+) -> None:
+    load_graph(backbone, tmp_path)
+    (damaged,) = tmp_path.glob(f"*/{file}")
+    content = bytearray(damaged.read_bytes())
+    content[len(content) // 2] ^= 1
+    damaged.write_bytes(content)
     load_graph(backbone, tmp_path)
     assert len(conversions) == 2
 

@@ -24,6 +24,19 @@ from tests.builders import make_blob, make_manifest
 PAGE = 4096
 
 
+async def test_a_file_that_was_removed_or_replaced_takes_no_writes(
+    registry: EmbeddedRegistry, tmp_path: Path
+) -> None:
+    await registry.add_version("pets", make_blob(), make_manifest())
+    (tmp_path / "registry.sqlite3").rename(tmp_path / "away")
+    with pytest.raises(RegistryUnavailable, match="removed or replaced"):
+        await registry.add_version("lost", make_blob(1), make_manifest())
+    with pytest.raises(RegistryUnavailable, match="removed or replaced"):
+        await registry.cursor()
+    (tmp_path / "away").rename(tmp_path / "registry.sqlite3")
+    assert (await registry.get_task("pets")).versions == 1
+
+
 @pytest_asyncio.fixture
 async def registry(tmp_path: Path) -> AsyncIterator[EmbeddedRegistry]:
     made = EmbeddedRegistry(tmp_path, busy_seconds=0.05)

@@ -45,7 +45,7 @@ async def replica(folder: Path) -> AsyncIterator[Replica]:
 
 def client_of(replica: Replica) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app=replica.app)
-    return httpx.AsyncClient(transport=transport, base_url="http://replica")
+    return httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
 
 async def test_replica_is_ready_and_serves_its_seeds(replica: Replica) -> None:

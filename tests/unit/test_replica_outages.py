@@ -59,7 +59,7 @@ async def running(redis: RedisServer, data_dir: Path) -> AsyncIterator[httpx.Asy
     replica = await Replica.open(settings, open_device=open_device)
     transport = httpx.ASGITransport(replica.app, raise_app_exceptions=False)
     try:
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             yield client
     finally:
         await replica.close()
