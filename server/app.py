@@ -16,11 +16,35 @@ from server.contracts import Engine
 from server.errors import ValueInvalid
 from server.middleware import Exchanges, exchange_of
 from server.parts import Decoder, Fleet, Metrics, Parts, Readiness
-from server.routes import aliases, predict, predict_many, residency, service, tasks, versions
+from server.routes import (
+    aliases,
+    oip,
+    oip_infer,
+    oip_repository,
+    oip_statistics,
+    predict,
+    predict_many,
+    residency,
+    service,
+    tasks,
+    versions,
+)
 from server.settings import Settings
 
 DESCRIPTION = "Classifies images for many tasks with one frozen vision backbone."
-ROUTES = (predict, predict_many, tasks, versions, aliases, residency, service)
+ROUTES = (
+    predict,
+    predict_many,
+    tasks,
+    versions,
+    aliases,
+    residency,
+    service,
+    oip_statistics,  # before `oip`: /v2/models/stats is not the model `stats`
+    oip_repository,
+    oip_infer,
+    oip,
+)
 HTTP_TYPES = {404: "not_found", 405: "method_not_allowed"}
 
 

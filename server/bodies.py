@@ -24,6 +24,21 @@ async def read_json(request: Request, model: type[M], settings: Settings) -> M:
         BodyTooLarge, BodyTooSlow, ClientGone
     """
     body = await read_body(request, limit=settings.max_body_bytes, timeout_ms=settings.body_timeout_ms)
+    return await parse_json(body, model)
+
+
+async def read_optional_json(request: Request, model: type[M], settings: Settings) -> M:
+    """As `read_json`; an empty body is an empty object."""
+    body = await read_body(request, limit=settings.max_body_bytes, timeout_ms=settings.body_timeout_ms)
+    return await parse_json(body or b"{}", model)
+
+
+async def parse_json(body: bytes, model: type[M]) -> M:
+    """Return JSON as a model, parsed off the event loop where that takes long.
+
+    Raises:
+        RequestInvalid, ValueInvalid: As `read_json`.
+    """
     if len(body) > OFF_LOOP_BYTES:
         return await asyncio.to_thread(_parse, model, body)
     return _parse(model, body)

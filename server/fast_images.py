@@ -8,7 +8,7 @@ is accepted nor what is said of the rest depends on the reader. Resizing is torc
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL.ImageFile import ImageFile
+from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from backbone.preprocess import ImageSpec, Pixels, as_rgb, orientation_of, resized_size
@@ -19,12 +19,12 @@ REDUCTIONS = (8, 4, 2)  # of width and height; the sizes for which libjpeg-turbo
 MARGIN = 1.5  # what is decoded is at least so much larger than the resized image: see docs/benchmarks.md
 
 
-def read_fast(image: ImageFile, data: bytes, spec: ImageSpec) -> Pixels:
+def read_fast(image: Image.Image, data: bytes, spec: ImageSpec) -> Pixels:
     """Return what training sees, but for single grey levels: see `backbone.resize`."""
     return _read(image, data, spec, reduction=1)
 
 
-def read_scaled(image: ImageFile, data: bytes, spec: ImageSpec) -> Pixels:
+def read_scaled(image: Image.Image, data: bytes, spec: ImageSpec) -> Pixels:
     """Return about what training sees: a large JPEG is decoded at 1/2, 1/4 or 1/8 of its width and height.
 
     Its inverse cosine transform is cut short, which is a low-pass filter of its own: some grey levels off on
@@ -34,7 +34,7 @@ def read_scaled(image: ImageFile, data: bytes, spec: ImageSpec) -> Pixels:
     return _read(image, data, spec, reduction=reduction)
 
 
-def _read(image: ImageFile, data: bytes, spec: ImageSpec, *, reduction: int) -> Pixels:
+def _read(image: Image.Image, data: bytes, spec: ImageSpec, *, reduction: int) -> Pixels:
     pixels = _decode_jpeg(image, data, reduction) if isinstance(image, JpegImageFile) else None
     if pixels is not None:
         return fit(pixels, spec, orientation=orientation_of(image), size=image.size)

@@ -62,14 +62,23 @@ def check_header(image: ImageFile, max_pixels: int) -> None:
         ImageTooLarge, ImageTypeUnsupported
     """
     width, height = image.size
-    if width * height > max_pixels:
-        raise ImageTooLarge(f"{width}x{height} is more than {max_pixels} pixels")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ImageTooLarge(f"{width}x{height}: one side may be {MAX_ASPECT} times the other")
+    check_size(width, height, max_pixels)
     if sum(_area(tile.extents) for tile in image.tile) > MAX_LAYERS * width * height:
         raise ImageTooLarge("its strips cover the image many times")
     if any(tile[0] == "bmp_rle" for tile in image.tile):  # decoded in Python: seconds per megabyte
         raise ImageTypeUnsupported("run-length encoded image/bmp")
+
+
+def check_size(width: int, height: int, max_pixels: int) -> None:
+    """Refuse what is too large to resize.
+
+    Raises:
+        ImageTooLarge
+    """
+    if width * height > max_pixels:
+        raise ImageTooLarge(f"{width}x{height} is more than {max_pixels} pixels")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageTooLarge(f"{width}x{height}: one side may be {MAX_ASPECT} times the other")
 
 
 def _area(box: tuple[int, int, int, int] | None) -> int:

@@ -12,7 +12,11 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import ParamSpec
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
@@ -26,11 +30,14 @@ from backbone.errors import PixelsUnsupported
 from backbone.preprocess import ImageSpec, Pixels, preprocess
 from server.contracts import Image
 from server.errors import ImageInvalid, ImageTooLarge, ImageTypeUnsupported, QueueFull, ServerError
-from server.image_guards import BoundedReader, FirstPage, check_bytes, check_header
+from server.image_guards import BoundedReader, FirstPage, check_bytes, check_header, check_size
 from server.image_types import ImageType, declared_type, sniff
 from server.pixel_budget import PixelBudget
 
-Reader = Callable[[ImageFile, bytes, ImageSpec], Pixels]  # a file whose header was checked, and its bytes
+# an image whose size was checked, and the bytes of its file, where it is one
+Reader = Callable[[PillowImage.Image, bytes, ImageSpec], Pixels]
+
+P = ParamSpec("P")
 
 # Built directly, not through `Image.open`: that would try every format, parse embedded previews, and warn
 # about sizes by a process-wide limit.
@@ -44,7 +51,7 @@ READERS: dict[ImageType, type[ImageFile]] = {
 }
 
 
-def read_with_pillow(image: ImageFile, _: bytes, spec: ImageSpec) -> Pixels:
+def read_with_pillow(image: PillowImage.Image, _: bytes, spec: ImageSpec) -> Pixels:
     """Return what training sees, bit for bit. `server.fast_images` has faster readers, which need torch."""
     return preprocess(image, spec)
 
@@ -92,12 +99,26 @@ class ImageDecoder:
             ImageInvalid, ImageTooLarge, ImageTypeUnsupported
             QueueFull: If too many files wait already.
         """
+        return await self._in_pool(self._decode, data, content_type)
+
+    async def fit(self, pixels: NDArray[np.uint8]) -> Image:
+        """Turn RGB pixels [height, width, 3] into what the backbone sees, as if decoded from a file.
+
+        Raises:
+            ImageTooLarge
+            QueueFull: If too many images wait already.
+        """
+        return await self._in_pool(self._fit, pixels)
+
+    async def _in_pool(
+        self, work: Callable[P, tuple[Image, float]], *args: P.args, **kwargs: P.kwargs
+    ) -> Image:
         if self._open >= self._max_open:
             raise QueueFull(self._max_open, retry_after_seconds=1)
         self._open += 1
         try:
             loop = asyncio.get_running_loop()
-            image, seconds = await loop.run_in_executor(self._pool, self._decode, data, content_type)
+            image, seconds = await loop.run_in_executor(self._pool, partial(work, *args, **kwargs))
         finally:
             self._open -= 1
         self._observe(seconds)
@@ -130,6 +151,14 @@ class ImageDecoder:
         except Exception as error:  # Pillow raises anything on hostile bytes
             raise ImageInvalid(_reason(kind, error)) from error
         return pixels, time.perf_counter() - started - waited
+
+    def _fit(self, pixels: NDArray[np.uint8]) -> tuple[Image, float]:
+        started = time.perf_counter()
+        height, width, _ = pixels.shape
+        check_size(width, height, self._max_pixels)
+        with self._budget.hold(width * height) as waited:
+            fitted = self._read(PillowImage.fromarray(pixels), b"", self._spec)
+        return fitted, time.perf_counter() - started - waited
 
     def close(self) -> None:
         """Drop what waits; what is being decoded is finished by its thread."""

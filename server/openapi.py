@@ -33,6 +33,7 @@ from server.errors import (
     Unauthorized,
     ValueInvalid,
 )
+from server.oip.schemas import IndexRequest, InferRequest, LoadRequest
 from server.schemas import AliasRequest, BatchRequest, Error
 
 Responses = dict[int | str, dict[str, Any]]
@@ -64,7 +65,8 @@ COMPUTE = (*LOAD, QueueFull(1024, 1), DeadlineExceeded(), OutputInvalid("pets", 
 BATCH = (BatchTooLarge("images", 64),)
 
 FILE = {"schema": {"type": "string", "format": "binary"}}
-BODY_MODELS = (BatchRequest, AliasRequest)  # what routes read themselves, so FastAPI does not know of it
+# what routes read themselves, so FastAPI does not know of it
+BODY_MODELS = (BatchRequest, AliasRequest, InferRequest, IndexRequest, LoadRequest)
 REF = "#/components/schemas/{model}"
 SECURITY = {"key": {"type": "http", "scheme": "bearer", "description": "Needed as soon as any key exists."}}
 
@@ -85,9 +87,9 @@ def problems(*errors: Exception) -> Responses:
     return responses
 
 
-def body_of(content: dict[str, Any]) -> dict[str, Any]:
+def body_of(content: dict[str, Any], *, required: bool = True) -> dict[str, Any]:
     """Document a body that the route reads itself."""
-    return {"requestBody": {"required": True, "content": content}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 def json_body(model: type[BaseModel]) -> dict[str, Any]:

@@ -1,15 +1,18 @@
 """What the HTTP layer is made of, and what it asks of parts that others implement."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+import numpy as np
 from fastapi import Request
+from numpy.typing import NDArray
 
 from registry.base import Registry
 from server.auth import Gate
 from server.catalog import Catalog
 from server.contracts import Engine, Image
+from server.oip.statistics import Statistics
 from server.settings import Settings
 
 
@@ -19,6 +22,14 @@ class Decoder(Protocol):
 
         Raises:
             ImageInvalid, ImageTooLarge, ImageTypeUnsupported
+        """
+        ...
+
+    async def fit(self, pixels: NDArray[np.uint8]) -> Image:
+        """Turn RGB pixels [height, width, 3] into what the backbone sees, as if decoded from a file.
+
+        Raises:
+            ImageTooLarge
         """
         ...
 
@@ -75,6 +86,7 @@ class Parts:
     readiness: Readiness
     gate: Gate
     fleet: Fleet | None = None
+    statistics: Statistics = field(default_factory=Statistics)
 
 
 def parts_of(request: Request) -> Parts:

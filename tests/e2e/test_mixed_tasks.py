@@ -1,10 +1,12 @@
 from functools import partial
 
 import httpx
+import numpy as np
 import pytest
+import tritonclient.http.aio as triton
 
 from tests.e2e.adapters import Known, make_png
-from tests.e2e.calls import Json, check_answer, in_parallel, predict, total
+from tests.e2e.calls import TOLERANCE, Json, check_answer, in_parallel, predict, total
 from tests.e2e.servers import Server
 
 pytestmark = pytest.mark.e2e
@@ -73,3 +75,15 @@ def test_banner_names_what_runs_and_its_command_works(server: Server) -> None:
     assert lines["tasks"] == "cats, dogs"
     url = lines["try"].split()[-1]
     assert httpx.get(url).status_code == 200
+
+
+async def test_the_inference_protocol_answers_as_v1_does(server: Server, client: httpx.AsyncClient) -> None:
+    image = make_png(60)
+    sent = triton.InferInput("image", [1], "BYTES").set_data_from_numpy(np.array([image], dtype=object))
+    async with triton.InferenceServerClient(server.url.removeprefix("http://")) as opened:
+        for task in ("cats", "dogs"):
+            answer, on_v1 = await opened.infer(task, [sent]), await predict(client, task, image)
+            logits = np.array(on_v1.json()["logits"])
+            bound = TOLERANCE * np.abs(logits).max()
+            np.testing.assert_allclose(answer.as_numpy("logits")[0], logits, rtol=TOLERANCE, atol=bound)
+            assert answer.get_response()["parameters"]["digest"] == on_v1.json()["digest"]

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 from fastapi import FastAPI
+from numpy.typing import NDArray
 
 from registry.base import Registry
 from registry.embedded import EmbeddedRegistry
@@ -87,6 +89,11 @@ class FakeDecoder:
         if data.endswith(b"huge"):
             raise ImageTooLarge("10**9 pixels")
         return pixels(data)
+
+    async def fit(self, pixels_in: NDArray[np.uint8]) -> Image:
+        if pixels_in.shape[0] > 100:
+            raise ImageTooLarge("more than 100 rows")
+        return pixels(pixels_in.tobytes())
 
 
 def pixels(data: bytes) -> Image:

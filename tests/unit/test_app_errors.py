@@ -43,7 +43,7 @@ def lines(log: io.StringIO) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.getvalue().splitlines()]
 
 
-@pytest.mark.parametrize("path", ["/", "/v2", "/v1/nothing", "/v1/tasks/", "/v1/tasks/pets/predict/more"])
+@pytest.mark.parametrize("path", ["/", "/v3", "/v1/nothing", "/v1/tasks/", "/v1/tasks/pets/predict/more"])
 async def test_an_unknown_path_is_not_found(world: World, path: str) -> None:
     response = await world.client.get(path)
     assert (response.status_code, response.json()) == (404, {"error": "Not Found", "error_type": "not_found"})

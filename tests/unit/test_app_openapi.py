@@ -33,6 +33,21 @@ CONTRACT = {
     "GET /healthz",
     "GET /readyz",
     "GET /metrics",
+    "GET /v2",
+    "GET /v2/health/live",
+    "GET /v2/health/ready",
+    "GET /v2/models/{task}",
+    "GET /v2/models/{task}/ready",
+    "GET /v2/models/{task}/stats",
+    "POST /v2/models/{task}/infer",
+    "GET /v2/models/{task}/versions/{version}",
+    "GET /v2/models/{task}/versions/{version}/ready",
+    "GET /v2/models/{task}/versions/{version}/stats",
+    "POST /v2/models/{task}/versions/{version}/infer",
+    "GET /v2/models/stats",
+    "POST /v2/repository/index",
+    "POST /v2/repository/models/{task}/load",
+    "POST /v2/repository/models/{task}/unload",
 }
 
 
@@ -89,6 +104,10 @@ def test_bodies_are_documented(document: dict[str, Any]) -> None:
         "POST /v1/predict",
         "POST /v1/tasks/{task}/versions",
         "PUT /v1/tasks/{task}/aliases/{alias}",
+        "POST /v2/models/{task}/infer",
+        "POST /v2/models/{task}/versions/{version}/infer",
+        "POST /v2/repository/index",
+        "POST /v2/repository/models/{task}/load",
     }
     assert {"image/jpeg", "image/png", "multipart/form-data"} <= content["POST /v1/tasks/{task}/predict"]
 

@@ -366,3 +366,17 @@ async def test_waiting_for_anothers_pixels_is_not_decoding(monkeypatch: pytest.M
     await asyncio.gather(first, second)
     decoder.close()
     assert sorted(told) == [0.0, 100.0]
+
+
+async def test_pixels_are_fitted_as_a_file_of_them_is(decoder: ImageDecoder) -> None:
+    image = picture()
+    fitted = await decoder.fit(np.asarray(image))
+    np.testing.assert_array_equal(fitted, await decoder.decode(encode(image, "PNG"), None))
+
+
+@pytest.mark.parametrize("shape", [(500, 401, 3), (201, 1, 3)])
+async def test_pixels_that_are_too_many_are_refused(
+    decoder: ImageDecoder, shape: tuple[int, int, int]
+) -> None:
+    with pytest.raises(ImageTooLarge):
+        await decoder.fit(np.zeros(shape, np.uint8))
