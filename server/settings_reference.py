@@ -29,8 +29,11 @@ A key is sent as `Authorization: Bearer <key>`. Keys are needed as soon as one e
 `{PREFIX}HOST` is not a loopback address, unless `{PREFIX}ALLOW_UNAUTHENTICATED` is set and no key exists. The
 server does not start on such an address while there is no key. Without keys, and unless that setting is made,
 only requests are answered whose `Host` and `Origin` name this machine: no web page can drive the server
-through a browser. A key has scopes (`predict`: predictions; `manage`: uploads, downloads, deletion, aliases, prefetch and pins; either shows tasks, the backbone and
-`/metrics`) and patterns of the tasks it covers. `/healthz`, `/readyz`, `/docs` and `/openapi.json` need none.
+through a browser.
+
+A key has scopes (`predict`: predictions; `manage`: uploads, downloads, deletion, aliases, prefetch and pins;
+either shows tasks, the backbone and `/metrics`) and patterns of the tasks it covers. `/metrics` names tasks
+whatever the patterns. `/healthz`, `/readyz`, `/docs` and `/openapi.json` need no key.
 """
 
 
