@@ -75,7 +75,7 @@ async def test_bad_image_is_refused_alone(client: httpx.AsyncClient, cats: Known
 
 async def test_body_without_a_length_is_refused_before_it_ends(server: Server) -> None:
     reader, writer = await connect(server)
-    writer.write(b"POST /v1/tasks/cats/predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\n")
+    writer.write(b"POST /v1/tasks/cats/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: image/png\r\n")
     writer.write(b"Transfer-Encoding: chunked\r\n\r\n")
     chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
     writer.write(chunk * 17)  # one more than the limit, and the last chunk never comes
@@ -146,7 +146,7 @@ async def test_full_queue_answers_429_and_what_was_accepted_is_right(
 
 async def test_clients_that_leave_disturb_nobody(server: Server, client: httpx.AsyncClient) -> None:
     image = make_png(9)
-    head = "POST /v1/tasks/cats/predict HTTP/1.1", "Host: x", "Content-Type: image/png"
+    head = "POST /v1/tasks/cats/predict HTTP/1.1", "Host: localhost", "Content-Type: image/png"
     start = "\r\n".join((*head, f"Content-Length: {len(image)}", "", "")).encode()
     whole = start + image
 
