@@ -87,8 +87,8 @@ class Settings(BaseSettings):
         ),
     ] = "fast"
 
-    data_dir: Annotated[Path, Field(description="State of the embedded registry, and the disk cache.")] = (
-        Path("data")
+    data_dir: Annotated[Path, Field(description="The embedded registry, disk cache, and graphs.")] = Path(
+        "data"
     )
     registry: Annotated[
         str,

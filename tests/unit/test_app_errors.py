@@ -55,6 +55,12 @@ async def test_a_wrong_method_names_the_right_ones(world: World) -> None:
     assert response.headers["allow"] == "POST"
 
 
+@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
+async def test_health_answers_head_without_a_body(world: World, path: str) -> None:
+    response = await world.client.head(path)
+    assert (response.status_code, response.content) == (200, b"")
+
+
 async def test_a_bug_is_answered_without_its_story_which_the_log_has(world: World, log: io.StringIO) -> None:
     world.engine.error = RuntimeError("the secret of /etc/passwd")
     response = await world.client.post(PREDICT, content=JPEG, headers={"x-request-id": "abc"})

@@ -140,6 +140,15 @@ def test_eval_refuses_classes_the_adapter_does_not_know(run: Run, folder: Path, 
     assert result.code == 1 and "does not know: crimson" in result.err
 
 
+def test_eval_refuses_a_folder_that_is_not_there_before_it_works(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "x.safetensors").touch()  # no adapter, which would be told next
+    png = tmp_path / "no" / "x.png"
+    result = run("eval", tmp_path / "x.safetensors", folder, "--png", png, *BACKBONE)
+    assert result.code == 2 and "Invalid value for --png" in result.err
+
+
 def test_copies_are_warned_of(run: Run, folder: Path, tmp_path: Path) -> None:
     (folder / "red/copy.png").write_bytes((folder / "red/000.png").read_bytes())
     result = run("train", folder, "--out", tmp_path / "x.safetensors", *BACKBONE, *QUICK)

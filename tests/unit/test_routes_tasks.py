@@ -295,3 +295,9 @@ async def test_a_write_stands_although_the_registry_goes_away_right_after(
     world.registry.away = False
     await world.catalog.refresh()
     assert await predict(world) == 2
+
+
+@pytest.mark.parametrize("version", [True, "1", 1.0])
+async def test_an_alias_takes_whole_numbers_only(world: World, pets: list[Version], version: object) -> None:
+    response = await world.client.put("/v1/tasks/pets/aliases/canary", json={"version": version})
+    assert response.status_code == 422
