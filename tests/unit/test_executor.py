@@ -13,18 +13,20 @@ from backbone.errors import DeviceUnavailable, ShapeMismatch
 from backbone.executors import openvino_graph
 from backbone.executors.base import Executor, FoldedAdapter
 from backbone.executors.choose import choose_device, choose_dtype, open_executor
+from backbone.executors.cuda_executor import CudaExecutor
 from backbone.heads import Head, Heads
 from backbone.load import Backbone
 from backbone.tuned import TunedModel
+from tests.fake_gpu import FakeGpu
 from tests.models import SIZE, make_adapter, make_backbone
 
 KINDS = ("vit_layer_scale", "efficientnet")
-EXECUTORS = ("torch", "openvino")
+EXECUTORS = ("torch", "openvino", "cuda")
 CLASSES = (5, 3, 7)
 FP32_TOLERANCE = 1e-5
 # oneDNN's fp32 convolution sums in an order that depends on the batch's size and the place in it where the
 # map is tiny; everything else is the same to the bit
-BATCH_TOLERANCE = {("torch", "efficientnet", "float32"): 1e-6}
+BATCH_TOLERANCE = {(name, "efficientnet", "float32"): 1e-6 for name in ("torch", "cuda")}
 Filled = tuple[Executor, list[FoldedAdapter]]
 Fill = Callable[..., Filled]
 
@@ -62,14 +64,18 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("graphs")
 
 
+def make_executor(name: str, backbone: Backbone, dtype: str, graphs: Path) -> Executor:
+    if name == "cuda":  # its kernels' references, on a device that takes its streams' steps in a random order
+        return CudaExecutor(backbone, FakeGpu(), dtype=dtype, slots=4, max_batch=8, max_classes=16)
+    return open_executor(backbone, name=name, device="cpu", dtype=dtype, slots=4, threads=2, cache=graphs)
+
+
 @pytest.fixture
 def filled(name: str, backbone: Backbone, graphs: Path) -> Fill:
     """Make executors with three adapters of different numbers of classes in slots 1 to 3."""
 
     def fill(dtype: str = "float32") -> Filled:
-        executor = open_executor(
-            backbone, name=name, device="cpu", dtype=dtype, slots=4, threads=2, cache=graphs
-        )
+        executor = make_executor(name, backbone, dtype, graphs)
         adapters = [
             fold_adapter(backbone, make_adapter(backbone, seed=seed, classes=classes))
             for seed, classes in enumerate(CLASSES)
