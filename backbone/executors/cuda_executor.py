@@ -13,7 +13,7 @@ from torch import Tensor
 from backbone.bank import IDENTITY, Bank
 from backbone.errors import BackboneError, DeviceUnavailable, ShapeMismatch
 from backbone.executors.base import FoldedAdapter, Image, Logits
-from backbone.executors.device_memory import Budget, graph_bytes
+from backbone.executors.device_memory import Budget, CudaLimits, graph_bytes
 from backbone.executors.gpu import Gpu
 from backbone.executors.kernel_model import KernelModel
 from backbone.executors.pipeline import LANES, Pipeline
@@ -25,8 +25,6 @@ from backbone.load import Backbone
 logger = logging.getLogger(__name__)
 
 FIXED_SLOTS = 2  # the identity, and one for an adapter that is checked and in no slot of its own
-MEMORY_FRACTION = 0.9
-MAX_BATCH, MAX_CLASSES = 64, 1024
 
 
 class CudaExecutor:
@@ -46,9 +44,7 @@ class CudaExecutor:
         *,
         dtype: str,
         slots: int,
-        max_batch: int = MAX_BATCH,
-        max_classes: int = MAX_CLASSES,
-        memory_fraction: float = MEMORY_FRACTION,
+        limits: CudaLimits,
     ) -> None:
         """Copy the weights, share out the memory, and capture every batch size: seconds.
 
@@ -57,9 +53,7 @@ class CudaExecutor:
             gpu: The device.
             dtype: float32, float16 or bfloat16.
             slots: Adapters in the bank beside the identity.
-            max_batch: Largest captured batch; longer ones run in parts.
-            max_classes: Of one adapter; every slot has room for so many.
-            memory_fraction: Share of the device's memory that this process may take.
+            limits: What else to make room for.
 
         Raises:
             DeviceMemoryShort: If it does not fit.
@@ -67,15 +61,17 @@ class CudaExecutor:
         """
         self.backbone, self.dtype = backbone, dtype
         self.device = str(gpu.device)
-        self.max_classes = pages_of(max_classes) * PAGE_ROWS
+        self._pages = pages_of(limits.max_classes)
+        self.max_classes: int | None = self._pages * PAGE_ROWS
         self._gpu, self._slots = gpu, slots
         self._loading, self._checking = threading.Lock(), threading.Lock()
         self._classes: dict[int, int] = {IDENTITY: 0}
-        limit = _limit(gpu, memory_fraction)
+        before = gpu.memory()
+        limit = min(int(before.total * limits.memory_fraction), before.free)
         try:
             self._model = KernelModel(backbone, dtype=DTYPES[dtype], device=gpu.device)
-            shape = (max_batch, 3, backbone.spec.height, backbone.spec.width)
-            self._pipeline = Pipeline(gpu, shape, self.max_classes)
+            shape = (limits.max_batch, 3, backbone.spec.height, backbone.spec.width)
+            self._pipeline = Pipeline(gpu, shape, self._pages * PAGE_ROWS)
             self.budget = self._share_out(limit)
             self.budget.check()
             self._fill(slots)
@@ -90,11 +86,6 @@ class CudaExecutor:
     def memory(self) -> Mapping[str, int]:
         """The device memory set aside at start, in bytes by part."""
         return self.budget.parts()
-
-    def memory_now(self) -> Mapping[str, int]:
-        """Return device memory in bytes: used by this process, and in all."""
-        now = self._gpu.memory()
-        return {"used": now.used, "total": now.total}
 
     def load(self, slot: int, adapter: FoldedAdapter) -> None:
         row = self.bank.rows[slot]
@@ -129,9 +120,12 @@ class CudaExecutor:
         rows, device = slots + FIXED_SLOTS, self._gpu.device
         self.bank = Bank(self.backbone.fold, rows - 1, device)
         self.bank.rows[IDENTITY].copy_(self._model.prepared(self.backbone.fold.row({}, {})))
-        pages = (rows - 1) * pages_of(self.max_classes)  # the identity has no head
         self._pool = HeadPool(
-            self.backbone.head_width, slots=rows, max_classes=self.max_classes, pages=pages, device=device
+            self.backbone.head_width,
+            slots=rows,
+            max_classes=self._pages * PAGE_ROWS,
+            pages=(rows - 1) * self._pages,  # the identity has no head
+            device=device,
         )
         self._model.attach(self.bank)
         self._gpu.settle()
@@ -148,13 +142,7 @@ class CudaExecutor:
             weights=sum(tensor.nbytes for tensor in self._model.state_dict().values()),
             lanes=LANES * sum(buffer.nbytes for buffer in buffers),
             graphs=graph_bytes(peak),
-            slot=row.nbytes + pages_of(self.max_classes) * page + self._pool.table[0].nbytes,
+            slot=row.nbytes + self._pages * page + self._pool.table[0].nbytes,
             fixed_slots=FIXED_SLOTS,
             slots=self._slots,
         )
-
-
-def _limit(gpu: Gpu, fraction: float) -> int:
-    """Return how many bytes may be taken: a share of the device, less what others have."""
-    memory = gpu.memory()
-    return min(int(memory.total * fraction), memory.free)

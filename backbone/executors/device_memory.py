@@ -3,10 +3,27 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
+
 from backbone.errors import DeviceMemoryShort
 
 GRAPHS = 64 * 2**20  # launch parameters of all graphs, and what libraries take while they are captured
 MARGIN = 1.1  # of the measured peak: the captured sizes share one pool, which does not pack perfectly
+
+
+@dataclass(frozen=True, slots=True)
+class CudaLimits:
+    """What the cuda executor makes room for.
+
+    Attributes:
+        max_batch: Largest captured batch; longer ones run in parts.
+        max_classes: Of one adapter; every slot has room for so many.
+        memory_fraction: Share of the device's memory that this process may take.
+    """
+
+    max_batch: int = 64
+    max_classes: int = 1024
+    memory_fraction: float = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +87,13 @@ class Budget:
 def graph_bytes(peak: int) -> int:
     """Return what to set aside for graphs whose largest forward took `peak` bytes."""
     return int(peak * MARGIN) + GRAPHS
+
+
+def in_use(device: str) -> Mapping[str, int]:
+    """Return a device's memory in bytes, `used` by this process and in `total`; a CPU has none."""
+    if not device.startswith("cuda"):
+        return {}
+    return {
+        "used": torch.cuda.memory_reserved(device),
+        "total": torch.cuda.get_device_properties(device).total_memory,
+    }

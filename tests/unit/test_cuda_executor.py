@@ -12,10 +12,11 @@ from backbone.bank import IDENTITY
 from backbone.errors import DeviceMemoryShort, DeviceUnavailable, ShapeMismatch
 from backbone.executors.base import FoldedAdapter
 from backbone.executors.cuda_executor import CudaExecutor
+from backbone.executors.device_memory import CudaLimits
 from backbone.executors.gpu import Stream
 from backbone.executors.torch_executor import TorchExecutor
 from backbone.load import Backbone
-from tests.fake_gpu import FakeGpu
+from tests.fake_gpu import PLENTY, FakeGpu
 from tests.models import SIZE, make_adapter, make_backbone
 
 MIB = 2**20
@@ -43,9 +44,9 @@ def images_of(count: int) -> list[np.ndarray]:
     return [rng.integers(0, 256, (3, SIZE, SIZE), dtype=np.uint8) for _ in range(count)]
 
 
-def make_executor(backbone: Backbone, gpu: FakeGpu, **options: float) -> CudaExecutor:
-    given = {"slots": 3, "max_batch": 4, "max_classes": 16} | options
-    return CudaExecutor(backbone, gpu, dtype="float32", **given)
+def make_executor(backbone: Backbone, gpu: FakeGpu, slots: int = 3, **limits: float) -> CudaExecutor:
+    chosen = CudaLimits(**{"max_batch": 4, "max_classes": 16} | limits)
+    return CudaExecutor(backbone, gpu, dtype="float32", slots=slots, limits=chosen)
 
 
 @pytest.mark.parametrize("starved", [None, *Stream])
@@ -91,7 +92,7 @@ def test_memory_is_counted_to_the_byte(backbone: Backbone) -> None:
     assert budget.graphs > MIB
     assert budget.weights >= sum(p.nbytes for p in backbone.model.parameters()) * 0.9
     assert executor.memory["adapters"] == budget.bank
-    assert executor.memory_now() == {"used": 0, "total": 2**33}
+    assert executor.memory["limit"] == int(0.9 * PLENTY)
 
 
 def test_too_many_slots_are_refused_with_what_would_fit(backbone: Backbone) -> None:
@@ -150,5 +151,5 @@ def test_every_slot_holds_the_widest_head(backbone: Backbone) -> None:
 
 
 def test_bank_stays_in_fp32(backbone: Backbone) -> None:
-    executor = CudaExecutor(backbone, FakeGpu(), dtype="bfloat16", slots=1, max_batch=1, max_classes=16)
+    executor = CudaExecutor(backbone, FakeGpu(), dtype="bfloat16", slots=1, limits=CudaLimits(1, 16))
     assert executor.bank.rows.dtype == torch.float32

@@ -2,6 +2,7 @@ import importlib.util
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from numpy.typing import NDArray
 
 from adapters.folding import fold_adapter
 from backbone.errors import DeviceUnavailable, ShapeMismatch
-from backbone.executors import openvino_graph
+from backbone.executors import choose, openvino_graph
 from backbone.executors.base import Executor, FoldedAdapter
 from backbone.executors.choose import choose_device, choose_dtype, open_executor
 from backbone.executors.cuda_executor import CudaExecutor
+from backbone.executors.device_memory import CudaLimits
 from backbone.heads import Head, Heads
 from backbone.load import Backbone
 from backbone.tuned import TunedModel
@@ -66,7 +68,7 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_executor(name: str, backbone: Backbone, dtype: str, graphs: Path) -> Executor:
     if name == "cuda":  # its kernels' references, on a device that takes its streams' steps in a random order
-        return CudaExecutor(backbone, FakeGpu(), dtype=dtype, slots=4, max_batch=8, max_classes=16)
+        return CudaExecutor(backbone, FakeGpu(), dtype=dtype, slots=4, limits=CudaLimits(8, 16))
     return open_executor(backbone, name=name, device="cpu", dtype=dtype, slots=4, threads=2, cache=graphs)
 
 
@@ -207,6 +209,54 @@ def test_answer_does_not_depend_on_the_number_of_images(
 def test_auto_takes_openvino_on_a_cpu(backbone: Backbone, graphs: Path) -> None:
     chosen = open_executor(backbone, device="cpu", dtype="float32", slots=1, threads=1, cache=graphs)
     assert (chosen.name, chosen.device, chosen.dtype) == ("openvino", "cpu", "float32")
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Stand a device of tests in for the GPU; return how it was opened."""
+    calls: list[dict[str, Any]] = []
+
+    def open_cuda(backbone: Backbone, **how: Any) -> CudaExecutor:
+        calls.append(how)
+        return CudaExecutor(
+            backbone, FakeGpu(), dtype=how["dtype"], slots=how["slots"], limits=CudaLimits(1, 16)
+        )
+
+    monkeypatch.setattr(choose, "_open_cuda", open_cuda)
+    return calls
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_a_gpu_runs_the_cuda_executor(backbone: Backbone, opened: list[dict[str, Any]], name: str) -> None:
+    limits = CudaLimits(max_batch=3)
+    chosen = open_executor(
+        backbone, name=name, device="cuda", dtype="bfloat16", slots=2, threads=1, limits=limits
+    )
+    assert (chosen.name, chosen.dtype, chosen.lanes) == ("cuda", "bfloat16", 2)
+    assert opened == [{"device": "cuda", "dtype": "bfloat16", "slots": 2, "limits": limits}]
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", "bfloat16"), ("cuda", "float64")])
+def test_cuda_is_refused_where_it_does_not_run(device: str, dtype: str) -> None:
+    with pytest.raises(DeviceUnavailable, match="cuda"):
+        open_executor(make_backbone("vit"), name="cuda", device=device, dtype=dtype, slots=1, threads=1)
+
+
+def test_a_gpu_without_triton_says_so(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(DeviceUnavailable, match="triton"):
+        open_executor(backbone, name="cuda", device="cuda", dtype="float32", slots=1, threads=1)
+
+
+def test_what_fails_on_a_gpu_at_start_is_not_passed_over(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise DeviceUnavailable("cuda", "the warm-up failed")
+
+    monkeypatch.setattr(choose, "_open_cuda", refuse)
+    with pytest.raises(DeviceUnavailable, match="warm-up"):
+        open_executor(backbone, device="cuda", dtype="float32", slots=1, threads=1)
 
 
 def test_auto_takes_torch_where_openvino_is_not_installed(
