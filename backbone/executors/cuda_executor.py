@@ -112,6 +112,10 @@ class CudaExecutor:
             self.load(self._slots + 1, adapter)
             return self.run([image], [self._slots + 1])[0]
 
+    def replay(self, batch: int) -> None:
+        """Queue the forward of a batch without its copies, over what the first lane holds: for measuring."""
+        self._pipeline.replay(batch)
+
     def _forward(self, images: Tensor, slots: Tensor) -> Tensor:
         return heads(self._model(images, slots), self._pool, slots, top_k=1)[0]
 

@@ -149,6 +149,13 @@ class Pipeline:
             self._gpu.record(loaded, Stream.LOAD)
             self._loaded[slot] = loaded
 
+    def replay(self, count: int) -> None:
+        """Queue a forward over what the first lane holds, with no copy; nobody else may run anything."""
+        self._gpu.replay(self.lanes[0].graphs[self._size(count)])
+
+    def _size(self, count: int) -> int:
+        return next(size for size in self.sizes if size >= count)
+
     def _give_back(self, lane: Lane) -> None:
         """Free a lane after an error, but not while a copy from or to it may be under way."""
         try:
@@ -164,7 +171,7 @@ class Pipeline:
         lane.staged_slots[len(slots) :] = IDENTITY
 
     def _queue(self, lane: Lane, count: int, slots: Sequence[int]) -> None:
-        gpu, size = self._gpu, next(size for size in self.sizes if size >= count)
+        gpu, size = self._gpu, self._size(count)
         gpu.copy(lane.images[:count], lane.staged[:count], Stream.IN)
         gpu.copy(lane.slots[:size], lane.staged_slots[:size], Stream.IN)
         gpu.record(lane.uploaded, Stream.IN)
