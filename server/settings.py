@@ -63,7 +63,7 @@ class Settings(BaseSettings):
         int, Field(ge=32, le=4096, description="Height and width in pixels of what the backbone sees.")
     ] = 224
     dtype: Annotated[
-        Literal["auto", "bfloat16", "float16", "float32"],
+        Literal["auto", "bfloat16", "float16", "float32", "float8"],
         Field(
             description="Arithmetic of the backbone; `auto`: bfloat16 where the device has it, else float32."
         ),

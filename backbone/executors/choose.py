@@ -15,7 +15,8 @@ from backbone.load import Backbone
 logger = logging.getLogger(__name__)
 
 OPENVINO_DTYPES = ("float32", "bfloat16")
-CUDA_DTYPES = ("float32", "float16", "bfloat16")
+CUDA_DTYPES = ("float32", "float16", "bfloat16", "float8")
+FP8_CAPABILITY = (8, 9)  # Ada; the tensor cores before it have no fp8
 
 
 def open_executor(
@@ -53,6 +54,8 @@ def open_executor(
         raise DeviceUnavailable("cuda", obstacle)
     if name in {"auto", "cuda"} and not obstacle:
         return _open_cuda(backbone, device=device, dtype=dtype, slots=slots, limits=limits or CudaLimits())
+    if dtype == "float8":
+        raise DeviceUnavailable("float8", obstacle or "only the cuda executor computes in it")
     if name == "auto" and device.startswith("cuda"):
         logger.warning("the cuda executor is out of the question: %s; torch runs the GPU", obstacle)
     obstacle = _openvino_obstacle(device, dtype)
@@ -104,6 +107,9 @@ def _cuda_obstacle(device: str, dtype: str) -> str:
         return f"it computes in {' or '.join(CUDA_DTYPES)}, not in {dtype}"
     if importlib.util.find_spec("triton") is None:
         return "the package `triton` is not installed"
+    if dtype == "float8" and (found := torch.cuda.get_device_capability(device)) < FP8_CAPABILITY:
+        least, has = (".".join(map(str, version)) for version in (FP8_CAPABILITY, found))
+        return f"float8 takes compute capability {least}, and this device has {has}"
     return ""
 
 

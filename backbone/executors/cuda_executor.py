@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from backbone.bank import IDENTITY, Bank
@@ -24,6 +25,8 @@ from backbone.load import Backbone
 
 logger = logging.getLogger(__name__)
 
+FP8 = "float8"
+ARITHMETIC = {**DTYPES, FP8: torch.bfloat16}  # of what is between the products
 FIXED_SLOTS = 2  # the identity, and one for an adapter that is checked and in no slot of its own
 
 
@@ -51,7 +54,7 @@ class CudaExecutor:
         Args:
             backbone: Its weights are copied.
             gpu: The device.
-            dtype: float32, float16 or bfloat16.
+            dtype: float32, float16, bfloat16, or float8: linear layers multiply in e4m3, the rest is bf16.
             slots: Adapters in the bank beside the identity.
             limits: What else to make room for.
 
@@ -69,7 +72,7 @@ class CudaExecutor:
         before = gpu.memory()
         limit = min(int(before.total * limits.memory_fraction), before.free)
         try:
-            self._model = KernelModel(backbone, dtype=DTYPES[dtype], device=gpu.device)
+            self._model = KernelModel(backbone, dtype=ARITHMETIC[dtype], device=gpu.device, fp8=dtype == FP8)
             shape = (limits.max_batch, 3, backbone.spec.height, backbone.spec.width)
             self._pipeline = Pipeline(gpu, shape, self._pages * PAGE_ROWS)
             self.budget = self._share_out(limit)

@@ -17,6 +17,7 @@ from backbone.executors.kernel_sites import (
     KernelLinear,
     KernelPatches,
     KernelPointwise,
+    ScaledLinear,
 )
 from backbone.kernels.norm_affine import MAX_CHANNELS
 from backbone.kernels.normalize import normalize, pixel_affine
@@ -31,7 +32,10 @@ class KernelModel(nn.Module):
     One forward at a time: the sites read the slots of one batch.
     """
 
-    def __init__(self, backbone: Backbone, *, dtype: torch.dtype, device: torch.device | str) -> None:
+    def __init__(
+        self, backbone: Backbone, *, dtype: torch.dtype, device: torch.device | str, fp8: bool = False
+    ) -> None:
+        """Copy the weights to the device in `dtype`; with `fp8`, those of the linear layers in e4m3."""
         super().__init__()
         self._backbone, self._dtype = backbone, dtype
         self._channels_last = backbone.family.channels_last
@@ -45,6 +49,9 @@ class KernelModel(nn.Module):
         layout = torch.channels_last if self._channels_last else torch.contiguous_format
         self.to(device, dtype, memory_format=layout).eval()
         self.pixel_scale, self.pixel_shift = scale.to(device), shift.to(device)
+        if fp8:
+            self._quantise_products()
+        self._prepare = [site for site in self.modules() if isinstance(site, KernelPatches | ScaledLinear)]
 
     def attach(self, bank: Bank) -> None:
         """Read this bank, whose rows went through `prepared`, from now on."""
@@ -52,12 +59,10 @@ class KernelModel(nn.Module):
 
     def prepared(self, row: Tensor) -> Tensor:
         """Return a folded row [2, P] as these sites take it: with what else folds into it."""
-        if self.patches is None:
-            return row
-        place = self._backbone.sites.slices[self._site_of(self.patches).name]
-        row = row.clone()
-        scale, shift = row[0, place].double(), row[1, place].double()
-        row[1, place] = (shift + scale * self.patches.constant).float()
+        row, sites = row.clone(), self._backbone.sites
+        for site in self._prepare:
+            place = sites.slices[sites.sites[site.index].name]
+            row[:, place] = site.prepared(row[:, place].double()).float()
         return row
 
     def forward(self, images: Tensor, slots: Tensor) -> Tensor:
@@ -71,9 +76,6 @@ class KernelModel(nn.Module):
             )  # fmt: skip
         features: Tensor = self.model(pixels)
         return features
-
-    def _site_of(self, patches: KernelPatches) -> Site:
-        return self._backbone.sites.sites[patches.index]
 
     def _replace_sites(self) -> None:
         """Put kernels where `MixedModel` put its general ops; an op that is not known here keeps those."""
@@ -90,6 +92,12 @@ class KernelModel(nn.Module):
                 self.model.set_submodule(pointwise[site.name], nn.Identity())
             if module is not None:
                 self.model.set_submodule(site.name, module)
+
+    def _quantise_products(self) -> None:
+        for site in self._backbone.sites:
+            module = self.model.get_submodule(site.name)
+            if isinstance(module, KernelLinear):
+                self.model.set_submodule(site.name, ScaledLinear(module, site))
 
     def _site(self, index: int, site: Site, frozen: nn.Module) -> nn.Module | None:
         match site.op:

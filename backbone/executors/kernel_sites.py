@@ -14,6 +14,8 @@ from backbone.bank import Bank
 from backbone.kernels.affine import affine
 from backbone.kernels.linear_affine import linear_affine
 from backbone.kernels.norm_affine import norm_affine
+from backbone.kernels.quantize import quantize
+from backbone.kernels.scaled_linear_affine import scaled_linear_affine
 from backbone.mixed import BatchRows
 from backbone.preprocess import ImageSpec
 from backbone.sites import Site, SiteList
@@ -67,6 +69,10 @@ class KernelSite(nn.Module):
         self.act = "none"
         self.residual: Tensor | None = None
 
+    def prepared(self, pair: Tensor) -> Tensor:
+        """Return γ' and β' [2, C], float64, with what else this site folds into them."""
+        return pair
+
     def take_residual(self) -> Tensor | None:
         """Return the residual, channels last."""
         residual, self.residual = self.residual, None
@@ -84,6 +90,30 @@ class KernelLinear(KernelSite):
         return linear_affine(
             x, self.weight, *self.rows.of(self.index), act=self.act, residual=self.take_residual()
         )
+
+
+class ScaledLinear(KernelSite):
+    """A product in fp8 that ends in the affine: the weight by output channel, activations by row.
+
+    What a channel's values are worth folds into γ' of every row of the bank.
+    """
+
+    def __init__(self, linear: KernelLinear, site: Site) -> None:
+        super().__init__(linear.rows, linear.index, site)
+        self.act, self.dtype = linear.act, linear.weight.dtype
+        weight, worth = quantize(linear.weight.detach())
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.worth = worth.double().cpu()  # [C_out]
+
+    def prepared(self, pair: Tensor) -> Tensor:
+        scale, shift = pair
+        return torch.stack([scale * self.worth, shift])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return scaled_linear_affine(
+            *quantize(x), self.weight, *self.rows.of(self.index),
+            act=self.act, residual=self.take_residual(), dtype=self.dtype,
+        )  # fmt: skip
 
 
 class KernelPointwise(KernelSite):
@@ -159,6 +189,10 @@ class KernelPatches(KernelSite):
         padded = nn.functional.pad(weight.flatten(1), (0, -self.columns % self.COLUMNS))
         self.weight = nn.Parameter(padded, requires_grad=False)
         self.constant = (weight.double() * (128 - 255 * mean)).sum((1, 2, 3))  # [C], on the CPU
+
+    def prepared(self, pair: Tensor) -> Tensor:
+        scale, shift = pair
+        return torch.stack([scale, shift + scale * self.constant])
 
     def forward(self, images: Tensor) -> Tensor:
         """Return [B, C, H / height, W / width], channels last in memory, of uint8 images [B, 3, H, W]."""

@@ -242,6 +242,20 @@ def test_cuda_is_refused_where_it_does_not_run(device: str, dtype: str) -> None:
         open_executor(make_backbone("vit"), name="cuda", device=device, dtype=dtype, slots=1, threads=1)
 
 
+@pytest.mark.parametrize(("name", "device"), [("auto", "cpu"), ("torch", "cuda"), ("openvino", "cpu")])
+def test_fp8_is_refused_by_all_others(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+    with pytest.raises(DeviceUnavailable, match="float8"):
+        open_executor(make_backbone("vit"), name=name, device=device, dtype="float8", slots=1, threads=1)
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_fp8_is_refused_by_a_gpu_that_has_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (8, 6))
+    with pytest.raises(DeviceUnavailable, match=r"capability 8\.9, and this device has 8\.6"):
+        open_executor(make_backbone("vit"), name=name, device="cuda", dtype="float8", slots=1, threads=1)
+
+
 def test_a_gpu_without_triton_says_so(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(DeviceUnavailable, match="triton"):

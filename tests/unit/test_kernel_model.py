@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from backbone.bank import IDENTITY, Bank
 from backbone.executors.kernel_fusion import SkipBlock, pointwise_before
 from backbone.executors.kernel_model import KernelModel
+from backbone.executors.kernel_sites import ScaledLinear
 from backbone.kernels.heads import HeadPool, heads
 from backbone.load import Backbone, load_backbone
 from backbone.mixed import MixedModel
@@ -93,6 +94,23 @@ def test_half_precision_is_no_further_off_than_plain_pytorch(name: str, dtype: t
     assert (features - expected).norm() <= 1.1 * (torchs - expected).norm()
 
 
+@pytest.mark.parametrize("name", ["vit_registers", "vit_layer_scale"])
+def test_fp8_products_cost_what_three_bits_cost(name: str) -> None:
+    backbone = load(name)
+    model = KernelModel(backbone, dtype=torch.bfloat16, device="cpu", fp8=True)
+    plain, prepared = banks(backbone, model)
+    model.attach(prepared)
+    pixels = make_pixels(backbone)
+    expected = reference(backbone, plain, pixels)
+    with torch.inference_mode():
+        features = model(pixels, torch.tensor(SLOTS, dtype=torch.int32)).float()
+    products = [module for module in model.modules() if isinstance(module, ScaledLinear)]
+    assert len(products) == 4 * len(backbone.model.blocks)
+    assert {product.weight.dtype for product in products} == {torch.float8_e4m3fn}
+    error = (features - expected).norm() / expected.norm()
+    assert 1e-2 < error < 2**-3  # each product is off by a 27th; there are eight
+
+
 def test_original_is_untouched_and_shares_nothing() -> None:
     backbone = make_backbone("vit")
     before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
@@ -154,9 +172,9 @@ class Launches(TorchDispatchMode):
 class OnFakeGpu:
     """A model, its bank and heads as tensors without data on a GPU that is not there."""
 
-    def __init__(self, backbone: Backbone, dtype: torch.dtype) -> None:
+    def __init__(self, backbone: Backbone, dtype: torch.dtype, *, fp8: bool = False) -> None:
         self.mode = FakeTensorMode()
-        self.model = KernelModel(backbone, dtype=dtype, device="cpu")
+        self.model = KernelModel(backbone, dtype=dtype, device="cpu", fp8=fp8)
         self.pool = HeadPool(backbone.head_width, slots=4, max_classes=16, pages=4)
         bank = Bank(backbone.fold, 3)
         for module in self.model.modules():
@@ -187,6 +205,15 @@ class OnFakeGpu:
 @pytest.mark.parametrize("kind", KINDS)
 def test_forward_stays_on_the_device_and_never_asks_for_a_value(kind: str, dtype: torch.dtype) -> None:
     assert OnFakeGpu(make_backbone(kind), dtype).forward()["ssfserve::heads"] == 1
+
+
+def test_fp8_forward_stays_on_the_device_too() -> None:
+    backbone = make_backbone("vit")
+    ops = OnFakeGpu(backbone, torch.bfloat16, fp8=True).forward()
+    assert (
+        ops["ssfserve::scaled_linear_affine"] == ops["ssfserve::quantize"] == 4 * len(backbone.model.blocks)
+    )
+    assert ops["ssfserve::linear_affine"] == 1  # the patches
 
 
 def test_a_sync_would_be_noticed() -> None:
