@@ -87,7 +87,7 @@ async def test_the_next_batch_is_handed_over_early_only_if_it_is_full() -> None:
 
 
 async def test_a_device_with_two_lanes_takes_in_the_next_batch_while_it_computes() -> None:
-    async with bench(limits=FOUR, device=FakeDevice(lanes=2)) as b:
+    async with bench(limits=FOUR, device=FakeDevice(lanes=2), inline="nothing") as b:
         version = b.blobs.add()
         await b.engine.prefetch(version)
         with stopped(b.device):
