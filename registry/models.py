@@ -2,9 +2,9 @@
 
 import re
 from enum import StrEnum
-from typing import Generic, Literal, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from adapters.manifest import Manifest
 from registry.errors import InvalidName
@@ -77,7 +77,8 @@ class Event(Record):
 class ApiKey(Record):
     """An API key without its secret.
 
-    `secret_hash` is sha256 (hex) of the token; `tasks` are fnmatch patterns.
+    `secret_hash` is sha256 (hex) of the token; `tasks` are fnmatch patterns. The limits are None where those
+    of the server's settings hold, and 0 for none.
     """
 
     name: str
@@ -85,6 +86,13 @@ class ApiKey(Record):
     scopes: frozenset[Literal["predict", "manage"]]
     tasks: tuple[str, ...] = ("*",)
     created: float
+    images_per_second: Annotated[float | None, Field(ge=0, allow_inf_nan=False)] = None
+    max_concurrent: Annotated[int | None, Field(ge=0)] = None
+
+    @property
+    def id(self) -> str:
+        """Tells keys apart that had the same name one after the other; no secret."""
+        return self.secret_hash[:12]
 
 
 class Page(Record, Generic[T]):

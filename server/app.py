@@ -16,6 +16,7 @@ from server.contracts import Engine
 from server.errors import ValueInvalid
 from server.middleware import Exchanges, exchange_of
 from server.parts import Decoder, Fleet, Metrics, Parts, Readiness
+from server.quotas import Quotas
 from server.routes import (
     aliases,
     oip,
@@ -68,8 +69,18 @@ def create_app(
         swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
     )
-    gate = Gate(settings, catalog)
-    app.state.parts = Parts(settings, engine, registry, catalog, decoder, metrics, readiness, gate, fleet)
+    app.state.parts = Parts(
+        settings=settings,
+        engine=engine,
+        registry=registry,
+        catalog=catalog,
+        decoder=decoder,
+        metrics=metrics,
+        readiness=readiness,
+        gate=Gate(settings, catalog),
+        quotas=Quotas(settings, metrics.observe_refused),
+        fleet=fleet,
+    )
     app.add_middleware(Exchanges, metrics=metrics, access_log=settings.access_log)
     for root in ROOTS:
         app.add_exception_handler(root, answer_error)

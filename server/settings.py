@@ -123,6 +123,32 @@ class Settings(BaseSettings):
     max_queue_per_task: Annotated[
         int, Field(ge=1, description="Images of one task that may wait; the next gets 429.")
     ] = 256
+    key_images_per_second: Annotated[
+        float,
+        Field(
+            ge=0,
+            allow_inf_nan=False,
+            description="Images per second that each replica answers to one key, unless the key has a rate "
+            "of its own; 0: no limit. See [access.md](access.md).",
+        ),
+    ] = 0
+    key_max_concurrent: Annotated[
+        int,
+        Field(ge=0, description="Images of one key that may be under way in each replica; 0: no limit."),
+    ] = 0
+    task_images_per_second: Annotated[
+        float,
+        Field(
+            ge=0,
+            allow_inf_nan=False,
+            description="Images per second that each replica answers for one task; 0: no limit.",
+        ),
+    ] = 0
+    task_max_concurrent: Annotated[
+        int,
+        Field(ge=0, description="Images of one task that may be under way in each replica; 0: no limit."),
+    ] = 0
+    rate_burst_ms: Annotated[Milliseconds, Field(description="How much of a rate may come at once.")] = 1000
     request_timeout_ms: Annotated[
         Milliseconds, Field(description="Longest time for an answer; a client may ask for less.")
     ] = 30_000

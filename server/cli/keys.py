@@ -28,10 +28,19 @@ Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
 
 @keys.command()
 def add(
+    *,
     name: Name,
     scope: Annotated[list[Scope] | None, typer.Option(help="May be repeated; `predict` if left out.")] = None,
     task: Annotated[
         list[str] | None, typer.Option(help="Pattern of tasks; may be repeated; all if left out.")
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=0, help="Images per second in each replica; 0: no limit.", show_default=False),
+    ] = None,
+    concurrent: Annotated[
+        int | None,
+        typer.Option(min=0, help="Images under way in each replica; 0: no limit.", show_default=False),
     ] = None,
     registry: RegistryUrl = None,
     data_dir: DataDir = None,
@@ -46,6 +55,8 @@ def add(
         scopes=frozenset(kind.value for kind in scope or [Scope.PREDICT]),
         tasks=tuple(task or ["*"]),
         created=time.time(),
+        images_per_second=rate,
+        max_concurrent=concurrent,
     )
     with_registry(registry, data_dir, lambda opened: opened.add_key(key))
     typer.echo(token)
@@ -58,8 +69,19 @@ def list_(registry: RegistryUrl = None, data_dir: DataDir = None, as_json: AsJso
     if as_json:
         show_json([key.model_dump(mode="json", exclude={"secret_hash"}) for key in found])
         return
-    rows = ((key.name, " ".join(sorted(key.scopes)), " ".join(key.tasks), _day(key.created)) for key in found)
-    show_table(("NAME", "SCOPES", "TASKS", "CREATED"), rows)
+    rows = (
+        (
+            key.name,
+            key.id,
+            " ".join(sorted(key.scopes)),
+            " ".join(key.tasks),
+            _limit(key.images_per_second),
+            _limit(key.max_concurrent),
+            _day(key.created),
+        )
+        for key in found
+    )
+    show_table(("NAME", "ID", "SCOPES", "TASKS", "IMAGES/S", "CONCURRENT", "CREATED"), rows)
 
 
 @keys.command()
@@ -67,6 +89,10 @@ def delete(name: Name, registry: RegistryUrl = None, data_dir: DataDir = None) -
     """Delete a key; running servers refuse it within seconds."""
     with_registry(registry, data_dir, lambda opened: opened.delete_key(name))
     typer.echo(f"deleted key {name}")
+
+
+def _limit(value: float | None) -> str:
+    return "default" if value is None else f"{value:g}" if value else "none"
 
 
 def _day(seconds: float) -> str:

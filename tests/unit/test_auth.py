@@ -116,7 +116,7 @@ def test_the_hash_of_a_key_is_not_a_key() -> None:
 @pytest.mark.parametrize("header", ["Bearer a", "bearer a", "BEARER  a "])
 def test_a_key_tells_who_calls(header: str) -> None:
     caller = Gate(Settings(), Keys(make_key("a", "predict", tasks=("x",)))).admit(header)
-    assert caller == Caller("a", frozenset({"predict"}), ("x",))
+    assert caller == Caller("a", frozenset({"predict"}), ("x",), key_id=hash_token("a")[:12])
 
 
 @pytest.mark.parametrize(

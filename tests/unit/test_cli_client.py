@@ -303,7 +303,8 @@ def test_url_and_key_come_from_the_environment_too(
 
 def test_keys_are_made_listed_and_deleted(run: Run, tmp_path: Path) -> None:
     scopes = ("--scope", "manage", "--scope", "predict")
-    made = run("keys", "add", "ci", *scopes, "--task", "pets*", "--data-dir", tmp_path)
+    limits = ("--rate", 0.5)
+    made = run("keys", "add", "ci", *scopes, *limits, "--task", "pets*", "--data-dir", tmp_path)
     token = made.out.strip()
     assert (made.code, made.err) == (0, "")
     assert len(token) > 40
@@ -318,8 +319,17 @@ def test_keys_are_made_listed_and_deleted(run: Run, tmp_path: Path) -> None:
     (key,) = asyncio.run(stored())
     assert key.secret_hash == hashlib.sha256(token.encode()).hexdigest()
     assert (key.name, key.scopes, key.tasks) == ("ci", {"manage", "predict"}, ("pets*",))
+    assert (key.images_per_second, key.max_concurrent) == (0.5, None)
     listed = run("keys", "list", "--data-dir", tmp_path).out
-    assert listed.splitlines()[1].split()[:4] == ["ci", "manage", "predict", "pets*"]
+    assert listed.splitlines()[1].split()[:7] == [
+        "ci",
+        key.id,
+        "manage",
+        "predict",
+        "pets*",
+        "0.5",
+        "default",
+    ]
     as_json = run("keys", "list", "--data-dir", tmp_path, "--json").out
     assert json.loads(as_json)[0]["tasks"] == ["pets*"]
     assert token not in listed + as_json
