@@ -19,6 +19,7 @@ from server.parts import Decoder, Fleet, Metrics, Parts, Readiness
 from server.quotas import Quotas
 from server.routes import (
     aliases,
+    audit,
     oip,
     oip_infer,
     oip_repository,
@@ -40,6 +41,7 @@ ROUTES = (
     versions,
     aliases,
     residency,
+    audit,
     service,
     oip_statistics,  # before `oip`: /v2/models/stats is not the model `stats`
     oip_repository,

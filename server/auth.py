@@ -35,8 +35,12 @@ class Caller:
     def of(cls, key: ApiKey) -> "Caller":
         return cls(key.name, key.scopes, key.tasks, key.id, key.images_per_second, key.max_concurrent)
 
+    @property
+    def covers_all(self) -> bool:
+        return "*" in self.tasks
+
     def may_use(self, task: str) -> bool:
-        return self.tasks == ("*",) or any(fnmatchcase(task, pattern) for pattern in self.tasks)
+        return self.covers_all or any(fnmatchcase(task, pattern) for pattern in self.tasks)
 
     def check_task(self, task: str) -> None:
         """Pass if the key covers the task; whether the task exists is not told.

@@ -9,10 +9,12 @@ import re
 import secrets
 import time
 from dataclasses import dataclass, field
+from typing import Literal
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from registry.models import Actor
 from server import logs
 from server.answers import INTERNAL, problem
 from server.auth import ANYBODY, Caller
@@ -37,6 +39,13 @@ class Exchange:
     task: str | None = None
     version: int | None = None
     error_type: str | None = None
+
+    @property
+    def actor(self) -> Actor:
+        """Who makes a change by this request, for the audit log."""
+        kind: Literal["key", "anybody"] = "anybody" if self.caller.name is None else "key"
+        caller = self.caller
+        return Actor(kind=kind, name=caller.name, id=caller.key_id, request_id=self.request_id)
 
     @property
     def seconds(self) -> float:

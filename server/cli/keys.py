@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from server.cli.opened import DataDir, RegistryUrl, with_registry
+from server.cli.opened import DataDir, RegistryUrl, local_actor, with_registry
 from server.cli.options import AsJson
 from server.cli.output import show_json, show_table
 
@@ -58,7 +58,7 @@ def add(
         images_per_second=rate,
         max_concurrent=concurrent,
     )
-    with_registry(registry, data_dir, lambda opened: opened.add_key(key))
+    with_registry(registry, data_dir, lambda opened: opened.add_key(key, by=local_actor()))
     typer.echo(token)
 
 
@@ -87,7 +87,7 @@ def list_(registry: RegistryUrl = None, data_dir: DataDir = None, as_json: AsJso
 @keys.command()
 def delete(name: Name, registry: RegistryUrl = None, data_dir: DataDir = None) -> None:
     """Delete a key; running servers refuse it within seconds."""
-    with_registry(registry, data_dir, lambda opened: opened.delete_key(name))
+    with_registry(registry, data_dir, lambda opened: opened.delete_key(name, by=local_actor()))
     typer.echo(f"deleted key {name}")
 
 

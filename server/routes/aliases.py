@@ -13,6 +13,7 @@ from registry.models import AliasMove
 from server import openapi
 from server.access import ANY, MANAGE
 from server.bodies import read_json
+from server.middleware import exchange_of
 from server.parts import Parts, parts_of
 from server.queries import Recent, parameters, query_of
 from server.schemas import Alias, AliasHistory, AliasName, AliasRequest, TaskName
@@ -53,7 +54,12 @@ async def put_alias(request: Request, task: TaskName, alias: AliasName) -> Alias
     parts = parts_of(request)
     wanted = await read_json(request, AliasRequest, parts.settings)
     move = await parts.registry.set_alias(
-        task, alias, wanted.version, expected=wanted.expected, check="expected" in wanted.model_fields_set
+        task,
+        alias,
+        wanted.version,
+        expected=wanted.expected,
+        check="expected" in wanted.model_fields_set,
+        by=exchange_of(request).actor,
     )
     return await _moved(parts, task, move)
 
@@ -66,7 +72,8 @@ async def put_alias(request: Request, task: TaskName, alias: AliasName) -> Alias
 async def roll_back(request: Request, task: TaskName, alias: AliasName) -> Alias:
     """Point an alias at what it named before; again, and it goes further back."""
     parts = parts_of(request)
-    return await _moved(parts, task, await parts.registry.rollback_alias(task, alias))
+    move = await parts.registry.rollback_alias(task, alias, by=exchange_of(request).actor)
+    return await _moved(parts, task, move)
 
 
 async def _moved(parts: Parts, task: str, move: AliasMove) -> Alias:

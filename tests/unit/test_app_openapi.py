@@ -29,6 +29,7 @@ CONTRACT = {
     "POST /v1/tasks/{task}/prefetch",
     "PUT /v1/tasks/{task}/pin",
     "DELETE /v1/tasks/{task}/pin",
+    "GET /v1/audit",
     "GET /v1/backbone",
     "GET /healthz",
     "GET /readyz",
