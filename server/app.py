@@ -20,6 +20,7 @@ from server.quotas import Quotas
 from server.routes import (
     aliases,
     audit,
+    docs,
     oip,
     oip_infer,
     oip_repository,
@@ -42,6 +43,7 @@ ROUTES = (
     aliases,
     residency,
     audit,
+    docs,
     service,
     oip_statistics,  # before `oip`: /v2/models/stats is not the model `stats`
     oip_repository,
@@ -67,8 +69,8 @@ def create_app(
         title="ssfserve",
         version=version("ssfserve"),
         description=DESCRIPTION,
+        docs_url=None,  # `routes.docs` needs no CDN
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
     )
     app.state.parts = Parts(

@@ -20,6 +20,7 @@ from server.answers import INTERNAL, problem
 from server.auth import ANYBODY, Caller
 from server.client import ClientGone
 from server.parts import Metrics
+from server.response_headers import completed
 
 CLIENT_GONE = 499  # as nginx logs it; nobody receives it
 EXCHANGE = "ssfserve.exchange"
@@ -79,7 +80,8 @@ class Exchanges:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                headers = [*message.get("headers", ()), (b"x-request-id", exchange.request_id.encode())]
+                identity = (b"x-request-id", exchange.request_id.encode())
+                headers = completed([*message.get("headers", ()), identity])
                 message = {**message, "headers": headers}
             await send(message)
 

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import signal
+import ssl
 import sys
 import threading
 import time
@@ -30,9 +31,11 @@ from server.cores import available_cores
 from server.ray_app import APP_NAME, bind
 from server.run_dir import CRASHED, RunDir
 from server.settings import Settings
+from server.tls import Certificate
 
 POLL_SECONDS = 0.25
 STILL_LOADING_SECONDS = 15.0
+RENEW_SECONDS = 10.0  # how often the certificate's files are looked at
 START_ATTEMPTS = 3
 TOO_SLOW = "timed out during startup"  # Ray raises a plain Exception
 PROXY_SECONDS = 300  # Ray Serve's 60 s for HAProxy to start are too few on a host that is busy
@@ -86,7 +89,7 @@ def _serve(order: Order) -> int:
             _deploy(order)
             _wait_until_ready(order, stop)
             _say(banner.ready(order.settings, order.run.ready()[0]))
-            stop.wait()
+            _wait_until_stopped(order, stop)
             serve.delete(APP_NAME)  # no new requests; returns when the accepted ones are answered
     except Stopped:
         return 0
@@ -106,16 +109,12 @@ def _cluster(order: Order, stop: threading.Event) -> Iterator[None]:
     """Have Ray and Ray Serve run; from when Ray runs, SIGTERM sets `stop`."""
     _say("starting Ray")
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    host = order.settings.host.strip("[]")
     try:
         _start_ray(order)
         serve_api.HTTP_PROXY_TIMEOUT = PROXY_SECONDS
         signal.signal(signal.SIGTERM, lambda *_: stop.set())  # ray.init had set a handler of its own
         serve.start(
-            http_options={
-                "host": "127.0.0.1" if host == "localhost" else host,
-                "port": order.settings.port,
-            },
+            http_options={"host": "127.0.0.1", "port": order.settings.port},  # `server.haproxy` changes it
             logging_config={"log_level": "ERROR", "enable_access_log": False},
         )
         yield
@@ -174,17 +173,41 @@ def _wait_until_ready(order: Order, stop: threading.Event) -> None:
             _say(f"still loading {order.settings.backbone}")
 
 
+def _wait_until_stopped(order: Order, stop: threading.Event) -> None:
+    certificate = Certificate.of(order.settings, order.run.front(order.settings).pem)
+    if certificate is None:
+        stop.wait()
+        return
+    certificate.remember()
+    while not stop.wait(RENEW_SECONDS):
+        try:
+            told = certificate.renew(order.run.admin_sockets())
+        except OSError as error:
+            told = f"the new certificate is used after a restart: {error}"
+        if told is not None:
+            _say(f"TLS: {told}")
+
+
 def _is_running() -> bool:
     app = serve.status().applications.get(APP_NAME)
     return app is not None and app.status == ApplicationStatus.RUNNING
 
 
 def _answers(settings: Settings) -> bool:
+    url = f"{banner.address(settings)}/readyz"
     try:
-        with urllib.request.urlopen(f"{banner.address(settings)}/readyz", timeout=5) as answer:  # noqa: S310
+        with urllib.request.urlopen(url, timeout=5, context=_any_certificate()) as answer:  # noqa: S310
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def _any_certificate() -> ssl.SSLContext:
+    """Speak TLS with this machine itself, whose address the certificate need not name."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 @contextlib.contextmanager

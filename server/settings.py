@@ -46,6 +46,13 @@ class Settings(BaseSettings):
 
     host: Annotated[str, Field(min_length=1, description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="Port to listen on.")] = 8000
+    tls_cert: Annotated[
+        Path | None,
+        Field(description="The server's certificate with its chain, in PEM; clients then speak HTTPS only."),
+    ] = None
+    tls_key: Annotated[
+        Path | None, Field(description="The certificate's private key, in PEM without a password.")
+    ] = None
     allow_unauthenticated: Annotated[
         bool, Field(description="Listen beyond loopback although no API key exists.")
     ] = False

@@ -102,7 +102,7 @@ async def download(request: Request, task: TaskName, version: VersionNumber) -> 
     """Download the file as it was uploaded. The entity tag is its digest."""
     parts = parts_of(request)
     found = await parts.registry.get_version(task, version)
-    headers = {"etag": f'"{found.digest}"'}
+    headers = {"etag": f'"{found.digest}"', "cache-control": "private, no-cache"}
     if headers["etag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     headers["content-disposition"] = f'attachment; filename="{task}-{version}.safetensors"'
