@@ -33,9 +33,8 @@ CHANGED = "# changed by ssfserve"
 RAY_HEADERS = ("x-request-timeout-seconds", "x-request-disconnect-disabled", "serve_multiplexed_model_id")
 HSTS = "max-age=31536000"
 
+# what is no request at all, HAProxy answers with 400 in HTML whatever its configuration says
 ERRORS = {
-    400: ("Bad Request", "request_invalid", "the request is malformed, or its headers are too long"),
-    408: ("Request Timeout", "request_too_slow", "the head of the request did not arrive in time"),
     502: ("Bad Gateway", "replica_lost", "the replica that had this request is gone"),
     503: ("Service Unavailable", "no_replica", "no replica is ready; retry"),
     504: ("Gateway Timeout", "deadline_exceeded", "the deadline passed before the answer was ready"),

@@ -118,7 +118,7 @@ def single_ports(chosen: ports.Ports) -> set[int]:
 
 def test_what_haproxy_answers_itself_is_json_too() -> None:
     changed = haproxy.change(RAY_CONFIG, FRONT)
-    assert "500.http" not in changed
+    assert "/500.http" not in changed
     assert "text/plain" not in changed
     for status in haproxy.ERRORS:
         assert f"    errorfile {status} /run/front/{status}.http\n" in changed
