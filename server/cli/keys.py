@@ -67,7 +67,7 @@ def list_(registry: RegistryUrl = None, data_dir: DataDir = None, as_json: AsJso
     """List the keys; their tokens are not known to anyone but their holders."""
     found = with_registry(registry, data_dir, lambda opened: opened.list_keys())
     if as_json:
-        show_json([key.model_dump(mode="json", exclude={"secret_hash"}) for key in found])
+        show_json([{"id": key.id, **key.model_dump(mode="json", exclude={"secret_hash"})} for key in found])
         return
     rows = (
         (

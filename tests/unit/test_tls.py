@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from server import tls
+from server import ports, preflight, tls
 from server.errors import SettingsInvalid
 from server.settings import Settings
 from server.tls import Certificate
@@ -68,6 +68,13 @@ def test_the_key_of_another_certificate_is_refused(files: Files, authority: trus
     files.key.write_bytes(authority.issue_cert("localhost").private_key_pem.bytes())
     with pytest.raises(SettingsInvalid, match=r"key\.pem is not the key of .*cert\.pem"):
         tls.check(files.settings())
+
+
+def test_a_server_does_not_start_with_it(files: Files, tmp_path: Path) -> None:
+    files.cert.write_text("no certificate")
+    with pytest.raises(SettingsInvalid, match="SSFSERVE_TLS_CERT"):
+        preflight.check(files.settings(port=ports.choose(8000).fallback, data_dir=tmp_path / "data"))
+    assert not (tmp_path / "data").exists(), "nothing was begun"
 
 
 class Admin(socketserver.ThreadingUnixStreamServer):
