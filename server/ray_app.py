@@ -17,7 +17,7 @@ from backbone.errors import BackboneError
 from registry.errors import RegistryError
 from server import logs
 from server.cores import gpu_share
-from server.errors import ServerError
+from server.errors import ServerError, SettingsInvalid
 from server.exposition import CONTENT_TYPE, merge
 from server.replica import Replica
 from server.run_dir import RunDir
@@ -113,7 +113,15 @@ def _listen_on_loopback() -> None:
 
 
 def bind(settings: Settings, run_dir: Path | None, *, gpus: float) -> Any:
-    """Return the application to deploy, for a cluster with so many GPUs."""
+    """Return the application to deploy, for a cluster with so many GPUs.
+
+    Raises:
+        SettingsInvalid: If there is TLS in the settings, and no launcher that would see to it.
+    """
+    if run_dir is None and settings.tls_cert is not None:
+        raise SettingsInvalid(
+            "SSFSERVE_TLS_CERT: only `ssfserve serve` has TLS; on a cluster, use an ingress"
+        )
     drain_seconds = settings.drain_timeout_ms / 1000
     deployment: Any = Inference  # `serve.deployment` made it one
     return deployment.options(
