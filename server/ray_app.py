@@ -119,9 +119,7 @@ def bind(settings: Settings, run_dir: Path | None, *, gpus: float) -> Any:
         SettingsInvalid: If there is TLS in the settings, and no launcher that would see to it.
     """
     if run_dir is None and settings.tls_cert is not None:
-        raise SettingsInvalid(
-            "SSFSERVE_TLS_CERT: only `ssfserve serve` has TLS; on a cluster, use an ingress"
-        )
+        raise SettingsInvalid("SSFSERVE_TLS_CERT: only `ssfserve serve` has TLS; use an ingress")
     drain_seconds = settings.drain_timeout_ms / 1000
     deployment: Any = Inference  # `serve.deployment` made it one
     return deployment.options(

@@ -32,9 +32,9 @@ only requests are answered whose `Host` and `Origin` name this machine: no web p
 through a browser.
 
 A key has scopes (`predict`: predictions; `manage`: uploads, downloads, deletion, aliases, prefetch, pins and
-the audit log; either shows tasks, the backbone and `/metrics`) and patterns of the tasks it covers. `/metrics`
-names tasks whatever the patterns. `/healthz`, `/readyz`, `/docs` and `/openapi.json` need no key. Limits of
-keys, TLS and the audit log are in [access.md](access.md).
+the audit log; either shows tasks, the backbone and `/metrics`) and patterns of the tasks it covers.
+`/metrics` names tasks whatever the patterns. `/healthz`, `/readyz`, `/docs` and `/openapi.json` need no key.
+Limits of keys, TLS and the audit log are in [access.md](access.md).
 """
 
 
