@@ -87,7 +87,7 @@ class Certificate:
         if (problem := _problem(self._cert, self._key)) is not None:
             return f"the new certificate is not used: {problem}"
         self.write()
-        lines = self._pem.read_text(encoding="utf-8").splitlines()
+        lines = self._pem.read_text(encoding="latin-1").splitlines()  # comments may be in any encoding
         text = "\n".join(line for line in lines if line.strip())  # an empty line would end the order
         for path in sockets:
             _order(path, f"set ssl cert {self._pem} <<\n{text}\n\n")
@@ -112,7 +112,7 @@ def _order(path: Path, command: str) -> str:
     with socket.socket(socket.AF_UNIX) as admin:
         admin.settimeout(SOCKET_SECONDS)
         admin.connect(os.fspath(path))
-        admin.sendall(command.encode())
+        admin.sendall(command.encode("latin-1"))
         return b"".join(_received(admin)).decode(errors="replace")
 
 

@@ -176,12 +176,13 @@ def test_what_is_under_way_is_what_was_let_in_and_not_left(steps: list[tuple[boo
             held.pop()[0].close()
 
 
-def test_memory_is_bounded_by_what_is_in_use() -> None:
+@pytest.mark.parametrize("rate", [0, 10])
+def test_memory_is_bounded_by_what_is_in_use(rate: float) -> None:
     clock = FakeClock()
     meters = Meters("task", Refused.TASK_RATE, Refused.TASK_CONCURRENT, lambda *_: None, clock)
-    limit = Limit(images_per_second=10, max_concurrent=5)
+    limit = Limit(images_per_second=rate, max_concurrent=5)
     with meters.hold("busy", 1, limit):
-        for number in range(20 * SWEEP_AT):
+        for number in range(10 * SWEEP_AT):
             clock.advance(0.01)
             with meters.hold(f"task-{number}", 1, limit):
                 pass

@@ -29,7 +29,8 @@ class Files:
 
     def issue(self) -> None:
         issued = self._authority.issue_cert("localhost")
-        self.cert.write_bytes(b"".join(part.bytes() for part in issued.cert_chain_pems))
+        chain = b"\n".join(part.bytes() for part in issued.cert_chain_pems)
+        self.cert.write_bytes(b"# K\xf6ln\n\n" + chain)  # as people write them
         self.key.write_bytes(issued.private_key_pem.bytes())
 
     def settings(self, **given: object) -> Settings:
@@ -92,7 +93,7 @@ class AdminHandler(socketserver.StreamRequestHandler):
     def handle(self) -> None:
         order = line = self.rfile.readline().decode()
         if line.rstrip().endswith("<<"):
-            while (line := self.rfile.readline().decode()).strip():
+            while (line := self.rfile.readline().decode("latin-1")).strip():
                 order += line
         self.server.orders.append(order)
         self.wfile.write(self.server.answer.encode())
@@ -128,7 +129,7 @@ def test_changed_files_are_handed_over_once(files: Files, tmp_path: Path, admin:
     files.issue()
     assert certificate.renew(sockets) == "the new certificate is used"
     given, committed = admin.orders
-    assert given.startswith(f"set ssl cert {tmp_path}/tls.pem <<\n-----BEGIN CERTIFICATE-----\n")
+    assert given.startswith(f"set ssl cert {tmp_path}/tls.pem <<\n# K\xf6ln\n-----BEGIN CERTIFICATE-----\n")
     assert "PRIVATE KEY" in given
     assert committed == f"commit ssl cert {tmp_path}/tls.pem\n"
     assert certificate.renew(sockets) is None
