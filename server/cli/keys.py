@@ -34,6 +34,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
 @keys.command()
 def add(
     name: Name,
+    *,
     scope: Annotated[list[Scope] | None, typer.Option(help="May be repeated; `predict` if left out.")] = None,
     task: Annotated[
         list[str] | None, typer.Option(help="Pattern of tasks; may be repeated; all if left out.")
@@ -89,13 +90,21 @@ async def _keep(registry: "Registry", key: "ApiKey", token: str, file: Path) -> 
     """Have a file hold the token of the key of this name, whatever was there before."""
     found = next((known for known in await registry.list_keys() if known.name == key.name), None)
     if found is not None:
-        if file.is_file() and _hash(file.read_text(encoding="utf-8").strip()) == found.secret_hash:
+        if found.secret_hash == _hash_in(file):
             return
         await registry.delete_key(key.name)
+    _write(file, token)
+    await registry.add_key(key)
+
+
+def _hash_in(file: Path) -> str | None:
+    return _hash(file.read_text(encoding="utf-8").strip()) if file.is_file() else None
+
+
+def _write(file: Path, token: str) -> None:
     partial = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     partial.write_text(f"{token}\n", encoding="utf-8")
     partial.replace(file)
-    await registry.add_key(key)
 
 
 def _hash(token: str) -> str:
