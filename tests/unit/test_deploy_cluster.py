@@ -46,6 +46,17 @@ print(json.dumps({
     "built": [built(case) for case in json.loads(sys.argv[2])],
 }))
 """
+HAPROXY = """\
+defaults
+  mode http
+  timeout client 1s
+  timeout server 1s
+  timeout connect 1s
+frontend prometheus
+    bind :1
+frontend http_frontend
+    bind 0.0.0.0:2
+"""
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +94,8 @@ def test_configuration_names_only_what_ray_serve_knows() -> None:
     (app,) = config["applications"]
     assert app["args"].keys() <= Settings.model_fields.keys()
     scaling = app["deployments"][0]["autoscaling_config"]
-    assert scaling["target_ongoing_requests"] == Settings.model_fields["max_batch"].default
-    assert scaling["look_back_period_s"] > 10, "Ray Serve's replicas report every 10 s"
+    assert scaling["target_ongoing_requests"] == 2 * Settings.model_fields["max_batch"].default
+    assert scaling["look_back_period_s"] > scaling["metrics_interval_s"]
 
 
 def test_nodes_get_the_variables_of_a_single_host() -> None:
@@ -97,3 +108,17 @@ def test_nodes_get_the_variables_of_a_single_host() -> None:
         name: value for name, value in (alone | longer).items() if name in given
     }
     assert Path(given["SSFSERVE_DATA_DIR"]).is_absolute()
+
+
+def test_haproxy_of_a_cluster_is_the_packaged_one_with_closed_binds(tmp_path: Path) -> None:
+    config, script = tmp_path / "haproxy.cfg", tmp_path / "ssfserve-haproxy"
+    config.write_text(HAPROXY)
+    script.write_text(f"#!{sys.executable}\nfrom server.haproxy_command import main\nmain()\n")
+    script.chmod(0o700)
+    # it is what the variable names, so it must not look there itself
+    env = {"RAY_SERVE_HAPROXY_BINARY_PATH": str(script), "PYTHONPATH": str(ROOT)}
+    told = subprocess.run([script, "-vv"], env=env, capture_output=True, text=True, check=True, timeout=30)
+    assert told.stdout.startswith("HAProxy version")
+    subprocess.run([script, "-c", "-f", config], env=env, check=True, timeout=30, capture_output=True)
+    assert "bind 127.0.0.1:1\n" in config.read_text()
+    assert "bind 0.0.0.0:2\n" in config.read_text(), "where clients come in"

@@ -72,16 +72,6 @@ def test_script_becomes_the_binary_with_a_closed_configuration(tmp_path: Path) -
     assert config.read_text() == haproxy.close_binds(RAY_CONFIG)
 
 
-def test_command_for_clusters_becomes_the_packaged_haproxy(tmp_path: Path) -> None:
-    """It is what RAY_SERVE_HAPROXY_BINARY_PATH names, so it must not look there itself."""
-    script = tmp_path / "ssfserve-haproxy"
-    script.write_text(f"#!{sys.executable}\nfrom server.haproxy import command\ncommand()\n")
-    script.chmod(0o700)
-    env = {"RAY_SERVE_HAPROXY_BINARY_PATH": str(script), "PYTHONPATH": str(Path(__file__).parents[2])}
-    told = subprocess.run([script, "-v"], env=env, capture_output=True, text=True, check=True, timeout=30)
-    assert told.stdout.startswith("HAProxy version")
-
-
 def test_servers_on_one_host_share_no_port() -> None:
     first, second = ports.choose(8000), ports.choose(8001)
     assert len(single_ports(first)) == len(single_ports(second)) == 6
