@@ -91,9 +91,13 @@ def test_configuration_names_only_what_ray_serve_knows() -> None:
     """Ray Serve ignores names that it does not know; these are those that were meant."""
     config = yaml.safe_load((DEPLOY / "serve.yaml").read_text())
     assert config.keys() == {"proxy_location", "http_options", "logging_config", "applications"}
+    assert config["http_options"] == {"host": "0.0.0.0", "port": Settings.model_fields["port"].default}
     (app,) = config["applications"]
+    assert app.keys() == {"name", "route_prefix", "import_path", "args", "deployments"}
+    (deployment,) = app["deployments"]
+    assert deployment.keys() == {"name", "max_replicas_per_node", "ray_actor_options", "autoscaling_config"}
     assert app["args"].keys() <= Settings.model_fields.keys()
-    scaling = app["deployments"][0]["autoscaling_config"]
+    scaling = deployment["autoscaling_config"]
     assert scaling["target_ongoing_requests"] == 2 * Settings.model_fields["max_batch"].default
     assert scaling["look_back_period_s"] > scaling["metrics_interval_s"]
 
