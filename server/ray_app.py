@@ -5,6 +5,7 @@ a request. The queue is ours too, since only our batcher can mix what waits; Ray
 """
 
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -59,18 +60,21 @@ class Inference:
     """A replica under Ray Serve.
 
     Args:
-        settings: The settings as JSON values: settings objects read the environment when unpickled.
+        settings: The settings as JSON values. On a cluster only those that its configuration names: the
+            rest, and so every secret, is in the environment of the replica's node.
         run_dir: Where to report to the launcher; None where there is none, on a cluster.
     """
 
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
         self, settings: dict[str, Any], run_dir: str | None
     ) -> None:
-        read = Settings.model_validate(settings)
+        read = Settings.load(settings) if run_dir is None else Settings.model_validate(settings)
         run = None if run_dir is None else RunDir(Path(run_dir))
         if run is not None:
             run.redirect_stderr()
-        logs.configure(level=read.log_level, log_format=read.log_format)
+        # not sys.stderr: there Ray Serve drops what is no error
+        own_stderr = os.fdopen(2, "w", buffering=1, closefd=False)
+        logs.configure(level=read.log_level, log_format=read.log_format, stream=own_stderr)
         try:
             self._replica = await Replica.open(read, fleet=RayFleet())
         except Exception as error:
@@ -97,8 +101,13 @@ class Inference:
             await self._replica.close()
 
 
-def bind(settings: Settings, run_dir: Path | None, *, gpus: float) -> Any:
-    """Return the application to deploy, for a cluster with so many GPUs."""
+def bind(settings: Settings, run_dir: Path, *, gpus: float) -> Any:
+    """Return the application to deploy on this host, which has so many GPUs."""
+    return options(settings, gpus=gpus).bind(settings.model_dump(mode="json"), str(run_dir))
+
+
+def options(settings: Settings, *, gpus: float) -> Any:
+    """Return the deployment as Ray Serve is to run it."""
     drain_seconds = settings.drain_timeout_ms / 1000
     deployment: Any = Inference  # `serve.deployment` made it one
     return deployment.options(
@@ -109,7 +118,7 @@ def bind(settings: Settings, run_dir: Path | None, *, gpus: float) -> Any:
         graceful_shutdown_timeout_s=drain_seconds + 5,
         ray_actor_options={"num_cpus": CPUS_PER_REPLICA, "num_gpus": gpu_share(settings, gpus)},
         logging_config={"log_level": "ERROR", "enable_access_log": False},
-    ).bind(settings.model_dump(mode="json"), None if run_dir is None else str(run_dir))
+    )
 
 
 def _report(replica: Replica) -> dict[str, Any]:

@@ -329,6 +329,27 @@ def test_keys_are_made_listed_and_deleted(run: Run, tmp_path: Path) -> None:
     assert run("keys", "delete", "ci", "--data-dir", tmp_path).code == 1
 
 
+def test_a_file_keeps_the_token_of_its_key(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+
+    def keep() -> str:
+        made = run("keys", "add", "prometheus", "--task", "-", "--to", file, "--data-dir", tmp_path)
+        assert made == (0, "", "")
+        return file.read_text()
+
+    first = keep()
+    assert len(first.strip()) > 40
+    assert keep() == first
+    file.write_text("another")
+    second = keep()
+    assert second not in {first, "another"}
+    run("keys", "delete", "prometheus", "--data-dir", tmp_path)
+    assert keep() != second, "no key knew it any more"
+    listed = json.loads(run("keys", "list", "--data-dir", tmp_path, "--json").out)
+    assert [(key["name"], key["tasks"]) for key in listed] == [("prometheus", ["-"])]
+    assert [path.name for path in tmp_path.glob(".token*")] == []
+
+
 def test_a_key_opens_a_server_on_the_same_registry(run: Run, tmp_path: Path) -> None:
     token = run("keys", "add", "reader", "--data-dir", tmp_path).out.strip()
     with ServedWorld(tmp_path) as served:
