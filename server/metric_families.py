@@ -89,6 +89,10 @@ REGISTRY_ERRORS = _counter(
     "error",
 )
 STALENESS = _gauge("registry_staleness_seconds", "Age of what is known of the registry; +Inf before it is.")
+EVENTS_APPLIED = _gauge(
+    "registry_events_applied", "Number of the last event known; replicas that differ lag."
+)
+CUT_OFF = _gauge("registry_cut_off", "1 while nobody waits for this replica when an alias moves.")
 TASKS = _gauge("tasks", "Registered tasks.")
 
 BUILD_INFO = _gauge("build_info", "Always 1.", "version", "python")

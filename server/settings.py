@@ -99,6 +99,20 @@ class Settings(BaseSettings):
         ),
     ] = "embedded:"
     registry_poll_ms: Annotated[Milliseconds, Field(description="How often changes are looked for.")] = 200
+    lease_ms: Annotated[
+        Milliseconds,
+        Field(
+            description="How long a silent replica is waited for when an alias moves; never less than "
+            "five times `SSFSERVE_REGISTRY_POLL_MS`."
+        ),
+    ] = 10_000
+    when_cut_off: Annotated[
+        Literal["serve", "refuse"],
+        Field(
+            description="What a replica does with requests for an alias once it has not reached the registry "
+            "for its lease: go on with what it knows, or answer 503; see [operations.md](operations.md)."
+        ),
+    ] = "serve"
     seed_dir: Annotated[
         Path | None,
         Field(
@@ -167,6 +181,10 @@ class Settings(BaseSettings):
     @property
     def pin_limit(self) -> int:
         return self.slots // 2 if self.max_pinned is None else self.max_pinned
+
+    @property
+    def lease_seconds(self) -> float:
+        return max(self.lease_ms, 5 * self.registry_poll_ms) / 1000
 
     @property
     def is_loopback(self) -> bool:
