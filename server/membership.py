@@ -1,9 +1,9 @@
 """Where this replica stands among all that follow one registry, on any host: its lease, and the others'.
 
 Whoever moves an alias may wait until every replica has applied the move. A replica is waited for from before
-it reads the registry for the first time until it leaves, or has told nothing for as long as its lease: then it
-is gone, or cut off and knows that itself. No two clocks are compared. Each watcher measures silence by its own,
-and counts no time in which the registry did not answer it: a registry that was away makes nobody lapse.
+it reads the registry for the first time until it leaves, or has told nothing for as long as its lease: then
+it is gone, or cut off and knows that itself. No two clocks are compared. Each watcher measures silence by its
+own, and counts no time in which the registry did not answer it: a registry that was away makes nobody lapse.
 """
 
 import asyncio

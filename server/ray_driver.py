@@ -28,7 +28,7 @@ from ray.serve.schema import ApplicationStatus
 from server import banner, processes
 from server.cores import available_cores
 from server.ray_app import APP_NAME, bind
-from server.run_dir import CRASHED, RunDir
+from server.run_dir import CRASHED, RESTART, RunDir
 from server.settings import Settings
 
 POLL_SECONDS = 0.25
@@ -71,22 +71,27 @@ def main() -> int:
     order = Order.read(sys.stdin)
     processes.adopt_orphans()
     processes.die_with_parent(signal.SIGTERM, order.launcher)
+    restart = threading.Event()
+    signal.signal(RESTART, lambda *_: restart.set())
     try:
-        return _serve(order)
+        return _serve(order, restart)
     finally:
         if os.getppid() != order.launcher:  # it died: what it would have done is ours to do
             processes.end_descendants()
             order.run.remove()
 
 
-def _serve(order: Order) -> int:
+def _serve(order: Order, restart: threading.Event) -> int:
     stop = threading.Event()
     try:
         with _cluster(order, stop):
             _deploy(order)
             _wait_until_ready(order, stop)
             _say(banner.ready(order.settings, order.run.ready()[0]))
-            stop.wait()
+            while not stop.wait(POLL_SECONDS):
+                if restart.is_set():
+                    restart.clear()
+                    _restart_replicas(order, stop)
             serve.delete(APP_NAME)  # no new requests; returns when the accepted ones are answered
     except Stopped:
         return 0
@@ -145,7 +150,7 @@ def _init_ray(order: Order) -> None:
     ray.init(
         address="local",
         # for Ray's bookkeeping alone: all replicas, HAProxy's manager and the controller shall find room
-        num_cpus=available_cores() + order.settings.replicas,
+        num_cpus=available_cores() + order.settings.most_replicas,
         object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,
         log_to_driver=False,
@@ -160,6 +165,19 @@ def _deploy(order: Order) -> None:
     gpus = ray.cluster_resources().get("GPU", 0.0)
     target = serve.RunTarget(bind(order.settings, order.run.path, gpus=gpus), name=APP_NAME)
     serve.run_many([target], wait_for_applications_running=False)
+
+
+def _restart_replicas(order: Order, stop: threading.Event) -> None:
+    """Replace the replicas one after another; they answer until their successors do."""
+    order.run.forget_failures()
+    _deploy(order)
+    while not stop.wait(POLL_SECONDS):
+        if reason := order.run.failure():
+            _complain(f"the replicas were not all replaced: {reason}")
+            return
+        if _is_running():
+            _say("all replicas were replaced")
+            return
 
 
 def _wait_until_ready(order: Order, stop: threading.Event) -> None:
