@@ -62,22 +62,21 @@ def close_binds(config: str) -> str:
 
 
 def write_script(path: Path, binary: str) -> None:
-    """Write the script that stands in for HAProxy's `binary`, and its errors beside it."""
-    write_errors(path.parent)
+    """Write the script that stands in for HAProxy's `binary`. It starts in about 30 ms."""
     root = str(Path(__file__).resolve().parents[1])
     code = f"import sys; sys.path.append({root!r}); from server.haproxy import main; main(sys.argv[1:])"
     # -I -S: nothing but the standard library and this project
-    command = shlex.join([sys.executable, "-I", "-S", "-c", code, str(path.parent), binary])
+    command = shlex.join([sys.executable, "-I", "-S", "-c", code, binary])
     path.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
     path.chmod(0o700)
 
 
 def main(arguments: list[str]) -> None:
-    """Become HAProxy: first the folder of `write_errors`, then the binary, then HAProxy's own arguments."""
+    """Become HAProxy: the first argument is its binary, the rest are its own."""
     die_with_parent(signal.SIGKILL)
-    folder, *arguments = arguments
     if "-f" in arguments:
         config = Path(arguments[arguments.index("-f") + 1])
-        text = shape_errors(close_binds(config.read_text(encoding="utf-8")), Path(folder))
-        config.write_text(text, encoding="utf-8")
+        write_errors(config.parent)
+        text = close_binds(config.read_text(encoding="utf-8"))
+        config.write_text(shape_errors(text, config.parent), encoding="utf-8")
     os.execv(arguments[0], arguments)  # noqa: S606

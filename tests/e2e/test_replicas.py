@@ -1,4 +1,4 @@
-"""A server with two replicas, from start through a crash to an orderly stop, and its data after a restart."""
+"""A server with two replicas and room for a third: crash, rolling restart, scaling, stop, and its data after."""
 
 import asyncio
 import json
@@ -15,10 +15,17 @@ import pytest
 from server.run_dir import RESTART
 from tests.e2e.adapters import Known, make_png
 from tests.e2e.calls import Json, check_answer, in_parallel, load, predict, samples, upload
-from tests.e2e.servers import STOP_SECONDS, Server, eventually, started
+from tests.e2e.servers import START_SECONDS, STOP_SECONDS, Server, eventually, started
 
 pytestmark = pytest.mark.e2e
 
+BUSY = 16  # requests under way at each of two replicas, for which a third is wanted
+SCALING = {
+    "max_replicas": 3,
+    "target_ongoing": BUSY // 2,
+    "scale_up_delay_ms": 100,
+    "scale_down_delay_ms": 500,
+}
 LOST = {(502, "replica_lost"), (503, "no_replica")}
 
 
@@ -29,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(folder: Path) -> Iterator[Server]:
-    with started(folder, replicas=2, registry_poll_ms=50) as running:
+    with started(folder, replicas=2, registry_poll_ms=50, **SCALING) as running:
         yield running
 
 
@@ -106,6 +113,31 @@ async def test_rolling_restart_fails_no_request_and_counts_each_once(
     again = await _answered(fresh)
     assert again.keys() == counted.keys(), "a counter belongs to one process"
     assert sum(again.values()) - sum(counted.values()) == 20
+
+
+async def test_load_brings_a_third_replica_and_its_end_takes_it_away(
+    pair: Server, fresh: httpx.AsyncClient, cats: Known
+) -> None:
+    image = make_png(5)
+    async with load(lambda _: predict(fresh, "cats", image), width=2 * BUSY) as under_way:
+        await until_answering(pair, fresh, 3)
+        await under_way.more(3 * BUSY)
+    async with load(lambda _: predict(fresh, "cats", image), width=1) as trickle:
+        await until_answering(pair, fresh, 2)
+        await trickle.more(5)
+    for answer in under_way.results + trickle.results:
+        check_answer(answer, cats, image)
+
+
+async def until_answering(server: Server, client: httpx.AsyncClient, count: int) -> None:
+    """Wait until so many replicas run, and each says that it does."""
+    await asyncio.to_thread(
+        eventually, lambda: len(server.pids("ray::ServeReplica")) == count, START_SECONDS, "scaling"
+    )
+    found: set[str] = set()
+    while len(found) < count:
+        listed = (await client.get("/v1/replicas")).json()["replicas"]
+        found |= {replica["replica"] for replica in listed if replica["answers"]}
 
 
 async def test_stop_answers_what_is_in_flight_and_the_data_survives(
