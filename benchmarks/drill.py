@@ -56,6 +56,7 @@ class Options:
     away_seconds: float = AWAY_SECONDS
     paused_seconds: float = PAUSED_SECONDS
     restart: bool = True
+    lease_ms: int = 10_000
 
 
 @dataclass
@@ -147,13 +148,15 @@ def was_restarted(server: Server) -> bool:
 
 @contextmanager
 def fleet(folder: Path, redis: RedisServer, options: Options) -> Iterator[list[Server]]:
-    url = f"{redis.url}?timeout={REDIS_SECONDS}"
+    settings = {
+        "registry": f"{redis.url}?timeout={REDIS_SECONDS}",
+        "replicas": options.replicas,
+        "lease_ms": options.lease_ms,
+        "threads": 1,
+    }
     with ExitStack() as stack:
         yield [
-            stack.enter_context(
-                started(folder / f"server{n}", registry=url, replicas=options.replicas, threads=1)
-            )
-            for n in range(options.servers)
+            stack.enter_context(started(folder / f"server{n}", **settings)) for n in range(options.servers)
         ]
 
 

