@@ -1,6 +1,6 @@
 """What a fleet does when its parts are killed and paused under load, every answer checked.
 
-    python -m benchmarks.drill [--moves 100] [--servers 1] [--replicas 2]
+    python -m benchmarks.drill [--moves 100] [--fleets 1x2 2x1]
 
 Servers with replicas of a small model on one real Redis (appendonly, appendfsync always) answer predictions
 on many tasks, uploads, and moves of an alias forth and back, each waiting for all replicas. Meanwhile a
@@ -34,7 +34,7 @@ from benchmarks.drill_records import Phase, Records
 from server.run_dir import RESTART
 from tests.e2e.adapters import Known, make_known, make_png
 from tests.e2e.servers import SMALL, START_SECONDS, Server, eventually, started
-from tests.redis_servers import RedisServer, redis_server
+from tests.redis_servers import BINARY, MISSING, RedisServer, redis_server
 
 TASKS = 8
 ADAPTERS = 6
@@ -235,19 +235,27 @@ def complaints(records: Records) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--moves", type=int, default=100)
-    parser.add_argument("--servers", type=int, default=1)
-    parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--fleets", nargs="+", default=["1x2", "2x1"], help="servers x replicas of each")
     given = parser.parse_args()
-    options = Options(moves=given.moves, servers=given.servers, replicas=given.replicas)
-    with tempfile.TemporaryDirectory() as folder, tqdm(leave=False, disable=None) as bar:
-        records = asyncio.run(drill(options, Path(folder), bar.set_description))
-    rows = rows_of(records, options)
-    print(table(rows[:-1], COLUMNS))
-    print({key: value for key, value in rows[-1].items() if key not in {"bench", "phase"}})
+    if BINARY is None:
+        print(MISSING)
+        return 1
+    rows: list[Row] = []
+    found: list[str] = []
+    for shape in given.fleets:
+        servers, _, replicas = shape.partition("x")
+        options = Options(moves=given.moves, servers=int(servers), replicas=int(replicas))
+        with tempfile.TemporaryDirectory() as folder, tqdm(leave=False, disable=None) as bar:
+            records = asyncio.run(drill(options, Path(folder), bar.set_description))
+        mine = rows_of(records, options)
+        print(table(mine[:-1], COLUMNS))
+        print({key: value for key, value in mine[-1].items() if key not in {"bench", "phase"}})
+        rows += mine
+        found += complaints(records)
     print(f"rows: {save('drill', rows)}")
-    for complaint in complaints(records):
+    for complaint in found:
         print(complaint)
-    return 1 if complaints(records) else 0
+    return 1 if found else 0
 
 
 if __name__ == "__main__":
