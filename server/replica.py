@@ -211,6 +211,6 @@ async def _warm_up(engine: LocalEngine, registry: Registry, catalog: Catalog) ->
             continue
         try:
             version = await catalog.resolve(task.task)
-            await engine.validate(await registry.fetch(version.digest))
+            await engine.validate(await registry.fetch(version.digest), new=False)
         except (AdapterError, RegistryError) as error:
             logger.warning("task %s cannot be served: %s", task.task, error)
