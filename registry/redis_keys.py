@@ -9,6 +9,7 @@
 {p}:uses       hash      digest → how many versions have it
 {p}:blobs      hash      digest → object that holds its bytes
 {p}:uploads    sorted set of objects no digest has: by when their upload began, or 0 to be removed
+{p}:leases     hash      what each replica told last, by its name
 
 {p}:versions:<task>   hash   number → {digest, size, created, manifest}
 {p}:order:<task>      sorted set of numbers

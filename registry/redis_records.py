@@ -8,7 +8,7 @@ from typing import Any
 from adapters.errors import ManifestInvalid
 from adapters.manifest import Manifest
 from registry.errors import AliasNotFound, RegistryUnavailable, TaskNotFound, VersionNotFound
-from registry.models import ApiKey, Event, Task, Version
+from registry.models import ApiKey, Event, Lease, Task, Version
 from registry.upkeep import Step, TaskPast
 
 
@@ -116,6 +116,11 @@ def decode_event(cursor: bytes, fields: Sequence[bytes]) -> Event:
 def decode_key(record: bytes) -> ApiKey:
     with _readable("an API key"):
         return ApiKey.model_validate_json(record)
+
+
+def decode_lease(record: bytes) -> Lease:
+    with _readable("a lease"):
+        return Lease.model_validate_json(record)
 
 
 @contextmanager

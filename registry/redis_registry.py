@@ -29,13 +29,25 @@ from registry.errors import (
     RestoreConflict,
     VersionInUse,
 )
-from registry.models import START, AliasMove, ApiKey, Event, Page, Task, Version, check_limit, check_name
+from registry.models import (
+    START,
+    AliasMove,
+    ApiKey,
+    Event,
+    Lease,
+    Page,
+    Task,
+    Version,
+    check_limit,
+    check_name,
+)
 from registry.places import Place
 from registry.redis_blobs import RedisBlobs, Server
 from registry.redis_keys import Keys
 from registry.redis_records import (
     decode_event,
     decode_key,
+    decode_lease,
     decode_past,
     decode_step,
     decode_task,
@@ -170,6 +182,21 @@ class RedisRegistry(KeptRegistry):
             await self._refuse_another()
             raise CursorInvalid(after)
         return tuple(decode_event(cursor, fields) for cursor, fields in entries)
+
+    async def put_lease(self, lease: Lease) -> None:
+        check_name("replica", lease.replica)
+        await self._ask("HSET", self._keys("leases"), lease.replica, lease.model_dump_json())
+
+    async def leases(self) -> tuple[Lease, ...]:
+        found = await self._ask("HGETALL", self._keys("leases"))
+        return tuple(sorted(map(decode_lease, found.values()), key=lambda lease: lease.replica))
+
+    async def drop_lease(self, lease: Lease) -> bool:
+        check_name("replica", lease.replica)
+        await self._prepare()
+        told = (lease.replica, lease.model_dump_json())
+        (dropped,) = await self._server.run("drop_lease", [self._keys("leases")], *told)
+        return bool(dropped)
 
     async def add_key(self, key: ApiKey) -> None:
         check_name("key", key.name)

@@ -24,6 +24,7 @@ from server.routes import (
     oip_statistics,
     predict,
     predict_many,
+    replicas,
     residency,
     service,
     tasks,
@@ -39,6 +40,7 @@ ROUTES = (
     versions,
     aliases,
     residency,
+    replicas,
     service,
     oip_statistics,  # before `oip`: /v2/models/stats is not the model `stats`
     oip_repository,

@@ -13,7 +13,9 @@ from server.ray_app import options
 from server.settings import PREFIX, Settings
 
 # what Ray Serve's own configuration says: `host` and `port`, `num_replicas` or `autoscaling_config`
-RAYS_OWN = {"host": "http_options", "port": "http_options", "replicas": "deployments"}
+RAYS_OWN = {"host": "http_options", "port": "http_options"} | dict.fromkeys(
+    ("replicas", "max_replicas", "target_ongoing", "scale_up_delay_ms", "scale_down_delay_ms"), "deployments"
+)
 EVERYWHERE = "0.0.0.0"  # noqa: S104  (what Ray listens on is not known here: keys are needed in any case)
 
 

@@ -30,6 +30,7 @@ CONTRACT = {
     "PUT /v1/tasks/{task}/pin",
     "DELETE /v1/tasks/{task}/pin",
     "GET /v1/backbone",
+    "GET /v1/replicas",
     "GET /healthz",
     "GET /readyz",
     "GET /metrics",

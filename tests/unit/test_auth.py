@@ -179,7 +179,7 @@ async def test_scopes_split_predicting_from_managing(world: World) -> None:
         predicts = await world.client.request(method, url, headers=bearer("predicts"))
         manages = await world.client.request(method, url, headers=bearer("manages"))
         looks = method == "GET" or path in LOOKS
-        for_managers = path.endswith("/adapter") or not (looks or path.endswith(PREDICTS))
+        for_managers = path.endswith(("/adapter", "/replicas")) or not (looks or path.endswith(PREDICTS))
         assert (predicts.status_code == 403) == for_managers, (method, path)
         assert (manages.status_code == 403) == path.endswith(PREDICTS), (method, path)
 

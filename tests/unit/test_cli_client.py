@@ -169,7 +169,8 @@ def test_promote_and_rollback_move_an_alias(ask: Run, served: ServedWorld) -> No
         served.do(served.world.add("pets", payload))
     assert ask("promote", "pets", 2).out == "pets: production is version 2 (was version 1)\n"
     assert ask("promote", "pets", 1, "--alias", "canary").out == "pets: canary is version 1\n"
-    assert ask("rollback", "pets").out == "pets: production is version 1 (was version 2)\n"
+    assert "confirmed_by" in ask("promote", "pets", 2, "--wait", "--json").out
+    assert ask("rollback", "pets", "--wait").out == "pets: production is version 1 (was version 2)\n"
     assert served.do(served.world.registry.get_task("pets")).aliases == {"production": 1, "canary": 1}
     again = json.loads(ask("promote", "pets", 2, "--json").out)
     assert (again["alias"], again["version"], again["previous"]) == ("production", 2, 1)

@@ -192,6 +192,7 @@ def test_replicas_share_the_cores() -> None:
     assert with_threads(settings(replicas=cores)).threads == 1
     assert with_threads(settings(replicas=cores * 4)).decode_threads == 1
     assert with_threads(settings(threads=3)).threads == 3
+    assert with_threads(settings(max_replicas=cores)).threads == 1, "as many as there may be"
 
 
 @pytest.mark.parametrize(
@@ -200,6 +201,7 @@ def test_replicas_share_the_cores() -> None:
 )
 def test_replicas_share_the_gpus(replicas: int, gpus: int, share: float) -> None:
     assert gpu_share(settings(replicas=replicas), gpus) == share
+    assert gpu_share(settings(replicas=1, max_replicas=replicas), gpus) == share
     assert gpu_share(settings(replicas=replicas, device="cpu"), gpus) == 0
 
 
