@@ -29,6 +29,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.decode
 	$(BIN)/python -m benchmarks.kernels
+	-$(BIN)/python -m benchmarks.drill # needs redis-server
 	$(BIN)/python -m benchmarks.report
 
 $(VENV)/bin/python:

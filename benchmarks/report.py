@@ -55,6 +55,16 @@ DECODE = """
 `python -m benchmarks.decode`: one thread, from the bytes of a file to the uint8 pixels of the backbone. `pillow` is the
 training transform alone; `fast` (the default) and `scaled` include every check of the server.
 """
+DRILL = """
+## The drill
+
+`python -m benchmarks.drill`: servers on one real Redis that syncs each write, a small model, eight tasks; clients predict,
+upload, and move an alias forth and back with `wait=true`, while replicas and Redis are killed, paused and restarted. Each
+answer is compared with the logits of the version it names. *Stale*: an answer by a version that a confirmed move had ended
+before it was asked for. *Undocumented*: a failure that [operations.md](operations.md) and [registry.md](registry.md) do not
+announce. `recovery` is from the end of the fault (of a kill: the kill itself) to the last failure; `replaced`, to when the new
+replica answered. A move takes as long as all replicas need to see it; after a kill one waits for the dead replica's lease.
+"""
 
 
 def table(head: list[str], rows: Iterable[list[str]]) -> str:
@@ -78,7 +88,7 @@ def conditions(rows: list[Row]) -> str:
 
 def columns(**named: str) -> Callable[[list[Row]], str]:
     """Make a table of chosen columns, `heading=key`; underscores in headings are spaces."""
-    heads = [name.replace("_", " ").replace("over ", "÷ ") for name in named]
+    heads = [name.rstrip("_").replace("_", " ").replace("over ", "÷ ") for name in named]
 
     def make(rows: list[Row]) -> str:
         return table(heads, ([number(row.get(key, "")) for key in named.values()] for row in rows))
@@ -118,6 +128,25 @@ def decode(rows: list[Row]) -> str:
     return show([row for row in rows if row["part"] == "whole"])
 
 
+def drill(rows: list[Row]) -> str:
+    show = columns(
+        phase="phase", seconds="seconds", predictions="predictions", failed="predictions_failed", moves="moves",
+        failed_="moves_failed", p50_ms="move_p50_ms", max_ms="move_max_ms", uploads="uploads",
+        failed__="uploads_failed", recovery_s="recovery_s", replaced_s="replaced_s", failures="errors",
+    )  # fmt: skip
+    text = ""
+    for run in sorted({(row["servers"], row["replicas"]) for row in rows}):
+        mine = [row for row in rows if (row["servers"], row["replicas"]) == run]
+        total = mine[-1]
+        text += (
+            f"\nServers: {run[0]}, replicas each: {run[1]}. {total['predictions']} predictions, {total['moves']} moves, "
+            f"{total['uploads']} uploads: {total['wrong']} wrong, {total['stale']} stale, {total['lost_uploads']} uploads "
+            f"lost, {total['undocumented']} undocumented failures.\n"
+        )
+        text += show(mine[:-1])
+    return text
+
+
 SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
     "tax": (TAX, ran),
     "today": (
@@ -146,6 +175,7 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
         ),
     ),
     "decode": (DECODE, decode),
+    "drill": (DRILL, drill),
 }
 
 

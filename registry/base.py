@@ -4,7 +4,18 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 from adapters.manifest import Manifest
-from registry.models import UNKNOWN, Actor, AliasMove, ApiKey, AuditEntry, Event, Page, Task, Version
+from registry.models import (
+    UNKNOWN,
+    Actor,
+    AliasMove,
+    ApiKey,
+    AuditEntry,
+    Event,
+    Lease,
+    Page,
+    Task,
+    Version,
+)
 
 
 class Added(NamedTuple):
@@ -156,6 +167,21 @@ class Registry(ABC):
         Raises:
             CursorInvalid: If it was not given out by this registry, as after a restore from a backup.
         """
+
+    @abstractmethod
+    async def put_lease(self, lease: Lease) -> None:
+        """Keep what a replica tells, instead of what it told before. Not an event, and need not be durable.
+
+        Who lists leases after this returned finds it. Clocks play no part: it stays until it is dropped.
+        """
+
+    @abstractmethod
+    async def leases(self) -> tuple[Lease, ...]:
+        """Return what each replica told last, in the order of their names."""
+
+    @abstractmethod
+    async def drop_lease(self, lease: Lease) -> bool:
+        """Forget a replica that has told nothing since; return False, and keep it, if it has."""
 
     @abstractmethod
     async def add_key(self, key: ApiKey, *, by: Actor = UNKNOWN) -> None:

@@ -4,6 +4,7 @@
     registry.lock                   orders the processes that create the file
     blobs/<sha256>                  adapter files; a file is shared by all versions with these bytes
     blobs/incoming                  the file being written
+    leases/<replica>.json           what each replica told last; not part of a backup
 
 Tables: `numbers` (last number given out, by task; outlives the task), `tasks`, `versions` (unique by task
 and number, and by task and digest), `aliases` (foreign key to a version, so that none can dangle), `moves`
@@ -42,6 +43,7 @@ from registry.blobs import BlobStore, is_digest, sha256
 from registry.changes import Expectation, Upload
 from registry.database import Database
 from registry.errors import BlobNotFound, RegistryUnavailable
+from registry.leases import LeaseDirectory
 from registry.models import (
     MAX_AUDIT,
     UNKNOWN,
@@ -50,6 +52,7 @@ from registry.models import (
     ApiKey,
     AuditEntry,
     Event,
+    Lease,
     Page,
     Task,
     Version,
@@ -84,6 +87,7 @@ class EmbeddedRegistry(KeptRegistry):
         self.directory = directory
         self._database = Database(directory / "registry.sqlite3", busy_seconds=busy_seconds)
         self._blobs = BlobStore(directory / "blobs")
+        self._leases = LeaseDirectory(directory / "leases")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="registry-write")
         self._readers = ThreadPoolExecutor(readers, thread_name_prefix="registry-read")
         self._max_audit = max_audit
@@ -161,6 +165,17 @@ class EmbeddedRegistry(KeptRegistry):
     async def events(self, after: str, *, limit: int = 1000) -> tuple[Event, ...]:
         limit = check_limit(limit)
         return await self._read(lambda db: records.events(db, after, limit))
+
+    async def put_lease(self, lease: Lease) -> None:
+        check_name("replica", lease.replica)
+        await self._run(self._readers, lambda: self._leases.put(lease))
+
+    async def leases(self) -> tuple[Lease, ...]:
+        return await self._run(self._readers, self._leases.list)
+
+    async def drop_lease(self, lease: Lease) -> bool:
+        check_name("replica", lease.replica)
+        return await self._run(self._readers, lambda: self._leases.drop(lease))
 
     async def add_key(self, key: ApiKey, *, by: Actor = UNKNOWN) -> None:
         check_name("key", key.name)

@@ -136,11 +136,29 @@ class AuditEntry(Record):
     key: str | None = None
 
 
+class Lease(Record):
+    """What a replica told last: the cursor of the last event it has applied, START before it has read any.
+
+    `beat` counts what it told, so that others see it live. After `seconds` without another beat it must be
+    taken for gone, and it takes itself for cut off.
+    """
+
+    replica: str
+    cursor: str
+    beat: int
+    seconds: float
+
+
 class Page(Record, Generic[T]):
     """Items in name order; pass `next_after` as `after` for the following page; None at the end."""
 
     items: tuple[T, ...]
     next_after: str | None
+
+
+def position(cursor: str) -> int:
+    """Return the number of an event, by which the cursors of one registry are in order; 0 for START."""
+    return int(cursor.partition("-")[0])
 
 
 def check_name(what: str, name: str) -> str:

@@ -8,8 +8,9 @@
 {p}:keys       hash      API key by name
 {p}:uses       hash      digest → how many versions have it
 {p}:blobs      hash      digest → object that holds its bytes
-{p}:audit      stream    ids are <number>-0, numbers without gaps
 {p}:uploads    sorted set of objects no digest has: by when their upload began, or 0 to be removed
+{p}:audit      stream    ids are <number>-0, numbers without gaps
+{p}:leases     hash      what each replica told last, by its name
 
 {p}:versions:<task>   hash   number → {digest, size, created, manifest}
 {p}:order:<task>      sorted set of numbers

@@ -8,7 +8,7 @@ from typing import Any
 from adapters.errors import ManifestInvalid
 from adapters.manifest import Manifest
 from registry.errors import AliasNotFound, RegistryUnavailable, TaskNotFound, VersionNotFound
-from registry.models import Actor, ApiKey, AuditEntry, Event, Task, Version
+from registry.models import Actor, ApiKey, AuditEntry, Event, Lease, Task, Version
 from registry.upkeep import Step, TaskPast
 
 
@@ -121,6 +121,11 @@ def decode_audit(identity: bytes, fields: Sequence[bytes]) -> AuditEntry:
 def decode_key(record: bytes) -> ApiKey:
     with _readable("an API key"):
         return ApiKey.model_validate_json(record)
+
+
+def decode_lease(record: bytes) -> Lease:
+    with _readable("a lease"):
+        return Lease.model_validate_json(record)
 
 
 def _pairs(fields: Sequence[bytes]) -> dict[str, str]:

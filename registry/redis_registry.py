@@ -38,6 +38,7 @@ from registry.models import (
     ApiKey,
     AuditEntry,
     Event,
+    Lease,
     Page,
     Task,
     Version,
@@ -51,6 +52,7 @@ from registry.redis_records import (
     decode_audit,
     decode_event,
     decode_key,
+    decode_lease,
     decode_past,
     decode_step,
     decode_task,
@@ -201,6 +203,21 @@ class RedisRegistry(KeptRegistry):
             await self._refuse_another()
             raise CursorInvalid(after)
         return tuple(decode_event(cursor, fields) for cursor, fields in entries)
+
+    async def put_lease(self, lease: Lease) -> None:
+        check_name("replica", lease.replica)
+        await self._ask("HSET", self._keys("leases"), lease.replica, lease.model_dump_json())
+
+    async def leases(self) -> tuple[Lease, ...]:
+        found = await self._ask("HGETALL", self._keys("leases"))
+        return tuple(sorted(map(decode_lease, found.values()), key=lambda lease: lease.replica))
+
+    async def drop_lease(self, lease: Lease) -> bool:
+        check_name("replica", lease.replica)
+        await self._prepare()
+        told = (lease.replica, lease.model_dump_json())
+        (dropped,) = await self._server.run("drop_lease", [self._keys("leases")], *told)
+        return bool(dropped)
 
     async def add_key(self, key: ApiKey, *, by: Actor = UNKNOWN) -> None:
         check_name("key", key.name)

@@ -27,6 +27,7 @@ from server.routes import (
     oip_statistics,
     predict,
     predict_many,
+    replicas,
     residency,
     service,
     tasks,
@@ -44,6 +45,7 @@ ROUTES = (
     residency,
     audit,
     docs,
+    replicas,
     service,
     oip_statistics,  # before `oip`: /v2/models/stats is not the model `stats`
     oip_repository,

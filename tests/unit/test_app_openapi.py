@@ -32,6 +32,7 @@ CONTRACT = {
     "DELETE /v1/tasks/{task}/pin",
     "GET /v1/audit",
     "GET /v1/backbone",
+    "GET /v1/replicas",
     "GET /healthz",
     "GET /readyz",
     "GET /metrics",

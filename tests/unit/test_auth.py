@@ -25,7 +25,7 @@ OPEN = {
     ("GET", "/v2/health/ready"),
 }
 PREDICTS = ("predict", "/infer")
-MANAGERS = ("/adapter", "/audit")  # that change nothing either
+MANAGERS = ("/adapter", "/audit", "/replicas")  # that change nothing either
 LOOKS = ("/v2/repository/index",)  # a POST that changes nothing
 
 

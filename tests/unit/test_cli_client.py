@@ -171,7 +171,8 @@ def test_promote_and_rollback_move_an_alias(ask: Run, served: ServedWorld) -> No
         served.do(served.world.add("pets", payload))
     assert ask("promote", "pets", 2).out == "pets: production is version 2 (was version 1)\n"
     assert ask("promote", "pets", 1, "--alias", "canary").out == "pets: canary is version 1\n"
-    assert ask("rollback", "pets").out == "pets: production is version 1 (was version 2)\n"
+    assert "confirmed_by" in ask("promote", "pets", 2, "--wait", "--json").out
+    assert ask("rollback", "pets", "--wait").out == "pets: production is version 1 (was version 2)\n"
     assert served.do(served.world.registry.get_task("pets")).aliases == {"production": 1, "canary": 1}
     again = json.loads(ask("promote", "pets", 2, "--json").out)
     assert (again["alias"], again["version"], again["previous"]) == ("production", 2, 1)
@@ -362,6 +363,27 @@ def test_the_audit_log_is_read_from_the_registry_and_from_a_server(run: Run, tmp
         whole = json.loads(run("audit", "--json", *remote).out)
         assert [entry["number"] for entry in whole] == [3, 2, 1]
         assert json.loads(run("audit", "--json", "--data-dir", tmp_path).out) == whole
+
+
+def test_a_file_keeps_the_token_of_its_key(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+
+    def keep() -> str:
+        made = run("keys", "add", "prometheus", "--task", "-", "--to", file, "--data-dir", tmp_path)
+        assert made == (0, "", "")
+        return file.read_text()
+
+    first = keep()
+    assert len(first.strip()) > 40
+    assert keep() == first
+    file.write_text("another")
+    second = keep()
+    assert second not in {first, "another"}
+    run("keys", "delete", "prometheus", "--data-dir", tmp_path)
+    assert keep() != second, "no key knew it any more"
+    listed = json.loads(run("keys", "list", "--data-dir", tmp_path, "--json").out)
+    assert [(key["name"], key["tasks"]) for key in listed] == [("prometheus", ["-"])]
+    assert [path.name for path in tmp_path.glob(".token*")] == []
 
 
 def test_a_key_opens_a_server_on_the_same_registry(run: Run, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """What the launcher arranges, without starting Ray. The end-to-end tests start it."""
 
-import json
 import os
 import signal
 import socket
@@ -74,9 +73,6 @@ def test_templates_of_this_ray_have_the_binds_that_are_closed() -> None:
     assert [port for _, _, port in haproxy.OPEN_BIND.findall(templates)] == ["20001", "20002"]
     bind = "bind {{ config.frontend_host }}:{{ config.frontend_port }}"
     assert len(haproxy.FRONTEND.findall(templates.replace(bind, "bind 127.0.0.1:8000"))) == 1
-    files = templates.replace("{{ config.error_file_path }}", "/500.http")
-    assert len(haproxy.ERROR_FILE.findall(files)) == 3
-    assert len(haproxy.NO_BACKEND.findall(templates)) == len(haproxy.DEFAULTS.findall(templates)) == 1
 
 
 def test_script_becomes_the_binary_with_a_closed_configuration(tmp_path: Path) -> None:
@@ -114,17 +110,6 @@ def test_port_in_use_is_passed_over() -> None:
 
 def single_ports(chosen: ports.Ports) -> set[int]:
     return {value for value in astuple(chosen) if isinstance(value, int)}
-
-
-def test_what_haproxy_answers_itself_is_json_too() -> None:
-    changed = haproxy.change(RAY_CONFIG, FRONT)
-    assert "/500.http" not in changed
-    assert "text/plain" not in changed
-    for status in haproxy.ERRORS:
-        assert f"    errorfile {status} /run/front/{status}.http\n" in changed
-        head, _, body = haproxy.error_answer(status).partition(b"\r\n\r\n")
-        assert set(json.loads(body)) == {"error", "error_type"}
-        assert f"content-length: {len(body)}" in head.decode().split("\r\n")
 
 
 def test_only_with_a_certificate_clients_speak_tls() -> None:
@@ -230,6 +215,7 @@ def test_replicas_share_the_cores() -> None:
     assert with_threads(settings(replicas=cores)).threads == 1
     assert with_threads(settings(replicas=cores * 4)).decode_threads == 1
     assert with_threads(settings(threads=3)).threads == 3
+    assert with_threads(settings(max_replicas=cores)).threads == 1, "as many as there may be"
 
 
 @pytest.mark.parametrize(
@@ -238,6 +224,7 @@ def test_replicas_share_the_cores() -> None:
 )
 def test_replicas_share_the_gpus(replicas: int, gpus: int, share: float) -> None:
     assert gpu_share(settings(replicas=replicas), gpus) == share
+    assert gpu_share(settings(replicas=1, max_replicas=replicas), gpus) == share
     assert gpu_share(settings(replicas=replicas, device="cpu"), gpus) == 0
 
 
