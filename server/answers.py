@@ -53,6 +53,8 @@ ANSWERS: Mapping[type[Exception], Answer] = {
         503, "registry_unavailable", "the registry does not answer; retry", retry=True
     ),
     server.QueueFull: Answer(429, "queue_full", retry=True),
+    server.RateLimited: Answer(429, "rate_limited", retry=True),
+    server.ConcurrencyLimited: Answer(429, "concurrency_limited", retry=True),
     server.DeadlineExceeded: Answer(
         504, "deadline_exceeded", "the deadline passed before the answer was ready"
     ),

@@ -13,7 +13,7 @@ from pathlib import Path
 from adapters.errors import AdapterError
 from backbone.errors import BackboneError
 from registry.errors import RegistryError
-from server import preflight
+from server import preflight, tls
 from server.cores import available_cores
 from server.errors import ServerError
 from server.settings import Settings, check_exposure
@@ -147,6 +147,7 @@ def _haproxy() -> Finding:
 
 def _port(settings: Settings) -> Finding:
     preflight.check_port(settings)
+    tls.check(settings)
     return Finding(Level.OK, "port", f"{settings.host}:{settings.port} is free")
 
 

@@ -2,6 +2,8 @@
 
 ServerError
 ├── QueueFull             too many jobs wait; come back later
+├── RateLimited           a key or task has had its images of this second
+├── ConcurrencyLimited    a key or task has enough images under way
 ├── DeadlineExceeded      the deadline passed before the answer
 ├── NotConfirmed          a change stands, but not every replica has confirmed it in time
 ├── Draining              the replica is shutting down
@@ -37,6 +39,28 @@ class QueueFull(ServerError):
 
     def __str__(self) -> str:
         return f"{self.limit} requests wait already; retry in {self.retry_after_seconds:.0f} s"
+
+
+class RateLimited(ServerError):
+    def __init__(self, kind: str, name: str, images_per_second: float, retry_after_seconds: float) -> None:
+        super().__init__(kind, name, images_per_second, retry_after_seconds)
+        self.kind, self.name = kind, name
+        self.images_per_second, self.retry_after_seconds = images_per_second, retry_after_seconds
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kind} `{self.name}` may have {self.images_per_second:g} images answered per second; "
+            f"retry in {self.retry_after_seconds:.1f} s"
+        )
+
+
+class ConcurrencyLimited(ServerError):
+    def __init__(self, kind: str, name: str, limit: int) -> None:
+        super().__init__(kind, name, limit)
+        self.kind, self.name, self.limit = kind, name, limit
+
+    def __str__(self) -> str:
+        return f"{self.kind} `{self.name}` may have {self.limit} images under way at a time"
 
 
 class DeadlineExceeded(ServerError):

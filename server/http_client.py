@@ -126,6 +126,18 @@ class Client:
         path = f"/v1/tasks/{_part(task)}"
         self._send("DELETE", path if version is None else f"{path}/versions/{version}")
 
+    def audit(self, *, task: str | None = None, limit: int) -> Iterator[Json]:
+        """Yield the latest changes, latest first."""
+        after: int | None = None
+        while limit > 0:
+            query = {"task": task, "after": after, "limit": min(limit, PAGE)}
+            page = self._json("GET", "/v1/audit", params=query)
+            yield from page["entries"][:limit]
+            limit -= len(page["entries"])
+            after = page["next_after"]
+            if after is None:
+                return
+
     def _pages(self, path: str) -> Iterator[Json]:
         after: str | int | None = None
         while True:

@@ -53,4 +53,5 @@ class ObservedRegistry(Registry):
     add_key = _observed("add_key")
     list_keys = _observed("list_keys")
     delete_key = _observed("delete_key")
+    audit = _observed("audit")
     close = _observed("close")

@@ -53,6 +53,16 @@ class Numbers(Query):
     limit: Annotated[int, Field(ge=1, le=1000, description="Length of the page.")] = 100
 
 
+class AuditQuery(Query):
+    """A page of the audit log."""
+
+    task: Annotated[str | None, Field(pattern=NAME_PATTERN, description="Only changes of this task.")] = None
+    after: Annotated[
+        int | None, Field(ge=1, le=2**53, description="Begin behind this number, with older changes.")
+    ] = None
+    limit: Annotated[int, Field(ge=1, le=1000, description="Length of the page.")] = 100
+
+
 class Recent(Query):
     limit: Annotated[int, Field(ge=1, le=1000, description="How many, latest first.")] = 100
 

@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import ray.serve._private.replica as replica_module
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import AutoscalingConfig
@@ -76,6 +77,7 @@ class Inference:
         run = None if run_dir is None else RunDir(Path(run_dir))
         if run is not None:
             run.redirect_stderr()
+            _listen_on_loopback()
         # not sys.stderr: there Ray Serve drops what is no error
         own_stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         logs.configure(level=read.log_level, log_format=read.log_format, stream=own_stderr)
@@ -103,6 +105,19 @@ class Inference:
         """Let go of everything; Ray Serve awaits it when it stops the replica."""
         if hasattr(self, "_replica"):
             await self._replica.close()
+
+
+def _listen_on_loopback() -> None:
+    """Keep the replica's port for other replicas, which Ray Serve is about to open, off the network.
+
+    On one host nobody else needs it. Ray Serve has no setting for it; the end-to-end tests look.
+    """
+    real = replica_module.add_port_to_grpc_server
+
+    def add_port(server: Any, address: str) -> Any:
+        return real(server, address.replace("[::]", "127.0.0.1"))
+
+    replica_module.add_port_to_grpc_server = add_port
 
 
 def bind(settings: Settings, run_dir: Path, *, gpus: float) -> Any:

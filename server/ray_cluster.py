@@ -37,6 +37,8 @@ def build(given: dict[str, Any]) -> Any:
 
 
 def _check(settings: Settings) -> None:
+    if settings.tls_cert is not None:
+        raise SettingsInvalid(f"{PREFIX}TLS_CERT: only `ssfserve serve` has TLS; use an ingress on a cluster")
     if settings.registry.startswith("embedded:"):
         raise SettingsInvalid(f"{PREFIX}REGISTRY: a cluster needs one that every node reaches: redis://…")
     if not settings.data_dir.is_absolute():

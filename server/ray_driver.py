@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import signal
+import ssl
 import sys
 import threading
 import time
@@ -32,9 +33,11 @@ from server.cores import available_cores
 from server.ray_app import APP_NAME, bind
 from server.run_dir import CRASHED, RESTART, RunDir
 from server.settings import Settings
+from server.tls import Certificate
 
 POLL_SECONDS = 0.25
 STILL_LOADING_SECONDS = 15.0
+RENEW_SECONDS = 10.0  # how often the certificate's files are looked at
 START_ATTEMPTS = 3
 TOO_SLOW = "timed out during startup"  # Ray raises a plain Exception
 PROXY_SECONDS = 300  # Ray Serve's 60 s for HAProxy to start are too few on a host that is busy
@@ -90,10 +93,7 @@ def _serve(order: Order, restart: threading.Event) -> int:
             _deploy(order)
             _wait_until_ready(order, stop, proxies)
             _say(banner.ready(order.settings, order.run.ready()[0]))
-            while not stop.wait(POLL_SECONDS):
-                if restart.is_set():
-                    restart.clear()
-                    _restart_replicas(order, stop)
+            _wait_until_stopped(order, stop, restart)
             serve.delete(APP_NAME)  # no new requests; returns when the accepted ones are answered
     except Stopped:
         return 0
@@ -158,9 +158,8 @@ def _init_ray(order: Order) -> None:
 
 def _start_serve(settings: Settings) -> list[Any]:
     """Start Ray Serve as `serve.start` does, but for the wait for HAProxy: replicas can load meanwhile."""
-    host = settings.host.strip("[]")
     controller, proxies = serve_api._create_controller_and_proxy_refs(
-        {"host": "127.0.0.1" if host == "localhost" else host, "port": settings.port},
+        {"host": "127.0.0.1", "port": settings.port},  # `server.haproxy` changes it
         None,
         {"log_level": "ERROR", "enable_access_log": False},
         None,
@@ -211,6 +210,28 @@ def _proxies_run(proxies: list[Any]) -> bool:
     return not waiting
 
 
+def _wait_until_stopped(order: Order, stop: threading.Event, restart: threading.Event) -> None:
+    certificate, looked = Certificate.of(order.settings, order.run.front(order.settings).pem), 0.0
+    if certificate is not None:
+        certificate.remember()
+    while not stop.wait(POLL_SECONDS):
+        if restart.is_set():
+            restart.clear()
+            _restart_replicas(order, stop)
+        if certificate is not None and time.monotonic() > looked + RENEW_SECONDS:
+            looked = time.monotonic()
+            _renew(certificate, order.run)
+
+
+def _renew(certificate: Certificate, run: RunDir) -> None:
+    try:
+        told = certificate.renew(run.admin_sockets())
+    except OSError as error:
+        told = f"the new certificate is used after a restart: {error}"
+    if told is not None:
+        _say(f"TLS: {told}")
+
+
 def _is_running() -> bool:
     app = serve.status().applications.get(APP_NAME)
     return app is not None and app.status == ApplicationStatus.RUNNING
@@ -225,11 +246,20 @@ def _deploy_failure() -> str | None:
 
 
 def _answers(settings: Settings) -> bool:
+    url = f"{banner.address(settings)}/readyz"
     try:
-        with urllib.request.urlopen(f"{banner.address(settings)}/readyz", timeout=5) as answer:  # noqa: S310
+        with urllib.request.urlopen(url, timeout=5, context=_any_certificate()) as answer:  # noqa: S310
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+def _any_certificate() -> ssl.SSLContext:
+    """Speak TLS with this machine itself, whose address the certificate need not name."""
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 @contextlib.contextmanager

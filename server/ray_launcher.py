@@ -23,6 +23,7 @@ from server.cores import with_threads
 from server.ray_environment import ray_environment
 from server.run_dir import CRASHED, RESTART, RunDir
 from server.settings import Settings
+from server.tls import Certificate
 
 # what Ray needs to stop, on top of the time that accepted requests may take
 STOP_SECONDS = 30.0
@@ -90,15 +91,16 @@ class Launcher:
 def with_absolute_paths(settings: Settings) -> Settings:
     """Return the settings for processes that may have another working directory."""
     paths = {"data_dir": settings.data_dir.absolute()}
-    if settings.seed_dir is not None:
-        paths["seed_dir"] = settings.seed_dir.absolute()
+    for name in ("seed_dir", "tls_cert", "tls_key"):
+        if (path := getattr(settings, name)) is not None:
+            paths[name] = path.absolute()
     if (checkpoint := Path(settings.backbone_source)).is_file():
         return settings.model_copy(update=paths | {"backbone_source": str(checkpoint.absolute())})
     return settings.model_copy(update=paths)
 
 
 def _start_driver(settings: Settings, run: RunDir) -> subprocess.Popen[str]:
-    haproxy.write_script(run.haproxy, get_haproxy_binary())
+    _prepare_front(settings, run)
     chosen = ports.choose(settings.port)
     driver = subprocess.Popen(
         [sys.executable, "-m", "server.ray_driver"],
@@ -119,6 +121,14 @@ def _start_driver(settings: Settings, run: RunDir) -> subprocess.Popen[str]:
     with contextlib.suppress(BrokenPipeError), driver.stdin as stdin:
         stdin.write(json.dumps(order))
     return driver
+
+
+def _prepare_front(settings: Settings, run: RunDir) -> None:
+    front = run.front(settings)
+    Path(front.folder).mkdir()
+    if (certificate := Certificate.of(settings, front.pem)) is not None:
+        certificate.write()
+    haproxy.write_script(run.haproxy, get_haproxy_binary(), front)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from adapters.manifest import Manifest, Preprocessing
-from registry.models import NAME_PATTERN, AliasMove, Task
+from registry.models import NAME_PATTERN, AliasMove, AuditEntry, Task
 from server.contracts import BackboneInfo, Tier
 from server.queries import MAX_NUMBER
 
@@ -140,6 +140,11 @@ class TaskDetail(_Body):
 class TaskPage(_Body):
     tasks: tuple[Task, ...]
     next_after: Annotated[str | None, Field(description="`after` of the next page; null at the end.")]
+
+
+class AuditPage(_Body):
+    entries: Annotated[tuple[AuditEntry, ...], Field(description="Latest first.")]
+    next_after: Annotated[int | None, Field(description="`after` of the next page; null at the end.")]
 
 
 class Prefetched(_Body):

@@ -46,6 +46,13 @@ class Settings(BaseSettings):
 
     host: Annotated[str, Field(min_length=1, description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="Port to listen on.")] = 8000
+    tls_cert: Annotated[
+        Path | None,
+        Field(description="The server's certificate with its chain, in PEM; clients then speak HTTPS only."),
+    ] = None
+    tls_key: Annotated[
+        Path | None, Field(description="The certificate's private key, in PEM without a password.")
+    ] = None
     allow_unauthenticated: Annotated[
         bool, Field(description="Listen beyond loopback although no API key exists.")
     ] = False
@@ -160,6 +167,32 @@ class Settings(BaseSettings):
     max_queue_per_task: Annotated[
         int, Field(ge=1, description="Images of one task that may wait; the next gets 429.")
     ] = 256
+    key_images_per_second: Annotated[
+        float,
+        Field(
+            ge=0,
+            allow_inf_nan=False,
+            description="Images per second that each replica answers to one key, unless the key has a rate "
+            "of its own; 0: no limit. See [access.md](access.md).",
+        ),
+    ] = 0
+    key_max_concurrent: Annotated[
+        int,
+        Field(ge=0, description="Images of one key that may be under way in each replica; 0: no limit."),
+    ] = 0
+    task_images_per_second: Annotated[
+        float,
+        Field(
+            ge=0,
+            allow_inf_nan=False,
+            description="Images per second that each replica answers for one task; 0: no limit.",
+        ),
+    ] = 0
+    task_max_concurrent: Annotated[
+        int,
+        Field(ge=0, description="Images of one task that may be under way in each replica; 0: no limit."),
+    ] = 0
+    rate_burst_ms: Annotated[Milliseconds, Field(description="How much of a rate may come at once.")] = 1000
     request_timeout_ms: Annotated[
         Milliseconds, Field(description="Longest time for an answer; a client may ask for less.")
     ] = 30_000

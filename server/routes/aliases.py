@@ -14,6 +14,7 @@ from server import openapi
 from server.access import ANY, MANAGE
 from server.bodies import read_json
 from server.errors import NotConfirmed
+from server.middleware import exchange_of
 from server.parts import Parts, parts_of
 from server.queries import Recent, Waited, parameters, query_of
 from server.routes.predict import MAX_WAIT, patience_seconds
@@ -58,7 +59,12 @@ async def put_alias(request: Request, task: TaskName, alias: AliasName) -> Alias
     parts, wait = parts_of(request), _wait_of(request)
     wanted = await read_json(request, AliasRequest, parts.settings)
     move = await parts.registry.set_alias(
-        task, alias, wanted.version, expected=wanted.expected, check="expected" in wanted.model_fields_set
+        task,
+        alias,
+        wanted.version,
+        expected=wanted.expected,
+        check="expected" in wanted.model_fields_set,
+        by=exchange_of(request).actor,
     )
     return await _moved(parts, task, move, wait)
 
@@ -72,7 +78,8 @@ async def put_alias(request: Request, task: TaskName, alias: AliasName) -> Alias
 async def roll_back(request: Request, task: TaskName, alias: AliasName) -> Alias:
     """Point an alias at what it named before; again, and it goes further back."""
     parts, wait = parts_of(request), _wait_of(request)
-    return await _moved(parts, task, await parts.registry.rollback_alias(task, alias), wait)
+    move = await parts.registry.rollback_alias(task, alias, by=exchange_of(request).actor)
+    return await _moved(parts, task, move, wait)
 
 
 def _wait_of(request: Request) -> float | None:

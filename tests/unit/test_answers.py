@@ -31,6 +31,8 @@ EXAMPLES: list[Exception] = [
     registry.RegistryUrlInvalid("secret", "not known"),
     registry.RegistryUnavailable("redis", "secret"),
     server.QueueFull(8, 2.5),
+    server.RateLimited("key", "ci", 0.5, 1.25),
+    server.ConcurrencyLimited("task", "pets", 8),
     server.DeadlineExceeded(),
     server.Draining(),
     server.NotReady(),
