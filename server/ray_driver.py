@@ -182,7 +182,7 @@ def _restart_replicas(order: Order, stop: threading.Event) -> None:
     try:
         _deploy(order)
     except Exception as error:  # noqa: BLE001  (whatever Ray raises, those that run go on)
-        _complain(f"the replicas were not replaced: {_last_line(error)}")
+        _complain(f"the replicas were not replaced: {_last_line(str(error))}")
         return
     while not stop.wait(POLL_SECONDS):
         if reason := order.run.failure():
