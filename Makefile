@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: serve test check bench test-gpu clean
+.PHONY: serve test check bench test-gpu bench-gpu clean
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/.serve
@@ -31,6 +31,11 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.kernels
 	-$(BIN)/python -m benchmarks.drill # needs redis-server
 	$(BIN)/python -m benchmarks.report
+
+bench-gpu: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.tune_kernels
+	$(BIN)/python -m benchmarks.kernels
+	$(BIN)/python -m benchmarks.gpu_tax
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'

@@ -7,6 +7,7 @@ BackboneError
 ├── PixelsUnsupported     an image's pixel format has no known range
 ├── ShapeMismatch         a tensor has the wrong shape: our bug
 ├── HeadPoolFull          no room for another head; evict one
+├── DeviceMemoryShort     weights, graphs and slots do not fit on the device
 └── DeviceUnavailable     the asked-for device or dtype is not to be had here
 """
 
@@ -67,6 +68,21 @@ class HeadPoolFull(BackboneError):
 
     def __str__(self) -> str:
         return f"the head needs {self.needed} pages and {self.free} are free: evict an adapter"
+
+
+class DeviceMemoryShort(BackboneError):
+    def __init__(self, needed: int, limit: int, parts: str, slots: int) -> None:
+        super().__init__(needed, limit, parts, slots)
+        self.needed, self.limit, self.parts, self.slots = needed, limit, parts, slots
+
+    def __str__(self) -> str:
+        fits = (
+            f"{self.slots} slots would fit" if self.slots else "no number of slots fits; try a smaller batch"
+        )
+        return (
+            f"the device's memory is short: {self.needed / 2**20:.0f} MiB are needed and "
+            f"{self.limit / 2**20:.0f} MiB may be used ({self.parts}); {fits}"
+        )
 
 
 class DeviceUnavailable(BackboneError):

@@ -1,4 +1,4 @@
-"""Adapter tax and flatness on this host: the mixed-task batch against the plain timm model.
+"""Adapter tax and flatness on this host's CPU: the mixed-task batch against the plain timm model.
 
     python -m benchmarks.tax [--models ...] [--batch 16] [--rounds 21]
 
@@ -65,7 +65,7 @@ def check(executor: Executor, adapters: list[FoldedAdapter], images: list[NDArra
 
 
 def measure(name: str, size: int, batch: int, rounds: int) -> list[Row]:
-    device = choose_device("auto")
+    device = choose_device("cpu")  # a GPU's times need its own clock: benchmarks.gpu_tax
     dtype = choose_dtype("auto", device)
     backbone = load_backbone(name, source="offline" if device == "cpu" else "random", input_size=size)
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Forms batches of whatever is ready and runs them, one at a time, on the device's thread."""
+"""Forms batches of whatever is ready and runs them, one after the other, on the device's threads."""
 
 import asyncio
 import logging
@@ -56,7 +56,8 @@ class Batcher:
 
     No job waits for others. While a batch runs, the next is handed over only if it is full, since waiting
     could not improve it, and if no load needs its slots; so a busy device goes from batch to batch without
-    waiting for the event loop. Runs on one event loop; `thread` must run one call at a time.
+    waiting for the event loop. A device with two lanes takes it in while it computes. Runs on one event loop;
+    `thread` must run as many calls at a time as the device has lanes.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Batcher:
         self._running: dict[asyncio.Future[list[Result]], _Batch] = {}
         self._awake = False
         self._failed_runs = 0
+        self._ended = 0.0  # of the batches so far
         self._broken: Exception | None = None
 
     @property
@@ -214,7 +216,9 @@ class Batcher:
 
     def _answer(self, batch: _Batch, results: list[Result]) -> None:
         size, tasks = len(results), len({ticket.job.version.task for ticket in batch.tickets})
-        started = batch.started or 0.0
+        # on a device with two lanes, a batch begins when the one before it ends
+        started = min(max(batch.started or 0.0, self._ended), batch.ended)
+        self._ended = max(self._ended, batch.ended)
         queued = [started - ticket.entered for ticket in batch.tickets]
         compute = batch.ended - started
         failed = sum(isinstance(result, ComputeFailed) for result in results)

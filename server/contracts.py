@@ -1,7 +1,7 @@
 """What the parts of a replica know of each other. This module loads no torch and no Ray."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -46,7 +46,13 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class BackboneInfo:
-    """The resident backbone, as `/v1/backbone` shows it. `sites` maps site to width C, in forward order."""
+    """The resident backbone, as `/v1/backbone` shows it.
+
+    Attributes:
+        sites: Widths C by site, in forward order.
+        lanes: Runs that may be under way at once.
+        memory: Device memory set aside at start, in bytes by part; empty where none is.
+    """
 
     name: str
     fingerprint: str
@@ -60,6 +66,8 @@ class BackboneInfo:
     preprocessing: Preprocessing
     sites: Mapping[str, int]
     slots: int
+    lanes: int = 1
+    memory: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +89,17 @@ class FoldedAdapter(Protocol):
 class Device(Protocol):
     """The bank and the mixed-task forward of one replica.
 
-    Every method blocks and is called from worker threads: `run` from one at a time, `load` also while a
-    `run` is under way, but never for a slot that this run uses.
+    Every method blocks and is called from worker threads: `run` from `info.lanes` at a time, `load` also
+    while a `run` is under way, but never for a slot that this run uses.
     """
 
     @property
     def info(self) -> BackboneInfo:
         """Describe the backbone; rows 1 to `info.slots` may hold adapters, row 0 is the identity."""
+        ...
+
+    def memory(self) -> Mapping[str, int]:
+        """Return its own memory in bytes, `used` by this process and in `total`; a CPU has none."""
         ...
 
     def fold(self, data: bytes) -> FoldedAdapter:

@@ -1,12 +1,13 @@
 """The device of a replica: one frozen backbone, its bank and its executor, behind `contracts.Device`."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
 
-from adapters.file import read_adapter
+from adapters.errors import AdapterIncompatible
+from adapters.file import Adapter, read_adapter
 from adapters.folding import fold_adapter, preprocessing_of
 from adapters.manifest import Manifest
 from adapters.probe import check_probe, check_reference, probe_image
@@ -14,6 +15,7 @@ from backbone.cpu_memory import keep_large_buffers
 from backbone.executors.base import Executor
 from backbone.executors.base import FoldedAdapter as FoldedTensors
 from backbone.executors.choose import choose_device, choose_dtype, open_executor
+from backbone.executors.device_memory import CudaLimits, in_use
 from backbone.load import load_backbone
 from server.contracts import BackboneInfo, FoldedAdapter, Image, Logits
 from server.settings import Settings
@@ -52,6 +54,7 @@ class BackboneDevice:
             slots=settings.slots,
             threads=settings.threads or torch.get_num_threads(),
             cache=settings.graph_cache,
+            limits=CudaLimits(settings.max_batch, settings.max_classes, settings.gpu_memory_fraction),
         )
         logger.info(
             "backbone %s loaded from %s: %s, %s on %s",
@@ -63,12 +66,15 @@ class BackboneDevice:
     def info(self) -> BackboneInfo:
         return self._info
 
+    def memory(self) -> Mapping[str, int]:
+        return in_use(self._executor.device)
+
     def fold(self, data: bytes) -> FoldedAdapter:
-        return fold_adapter(self._backbone, read_adapter(data))
+        return self._fold(read_adapter(data))
 
     def validate(self, data: bytes, *, new: bool = True) -> Manifest:
         adapter = read_adapter(data)
-        folded = fold_adapter(self._backbone, adapter)
+        folded = self._fold(adapter)
         image = probe_image(self._backbone.spec.height, self._backbone.spec.width)
         logits = self._executor.run_beside_bank(image, folded)
         check_probe(adapter.manifest.probe, logits, self._info.dtype)
@@ -82,6 +88,12 @@ class BackboneDevice:
     def run(self, images: Sequence[Image], slots: Sequence[int]) -> list[Logits]:
         logits: list[Logits] = self._executor.run(images, slots)
         return logits
+
+    def _fold(self, adapter: Adapter) -> FoldedTensors:
+        most, classes = self._executor.max_classes, adapter.manifest.num_classes
+        if most is not None and classes > most:
+            raise AdapterIncompatible("classes", f"at most {most} (SSFSERVE_MAX_CLASSES)", str(classes))
+        return fold_adapter(self._backbone, adapter)
 
 
 def _describe(executor: Executor, *, slots: int) -> BackboneInfo:
@@ -99,4 +111,6 @@ def _describe(executor: Executor, *, slots: int) -> BackboneInfo:
         preprocessing=preprocessing_of(backbone),
         sites=backbone.sites.widths,
         slots=slots,
+        lanes=executor.lanes,
+        memory=executor.memory,
     )

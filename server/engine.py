@@ -37,16 +37,16 @@ class EngineGauges:
 
 @dataclass(frozen=True, slots=True)
 class Threads:
-    """Where blocking work runs. `forward` must run one call at a time."""
+    """Where blocking work runs. `forward` must run as many calls at a time as the device has lanes."""
 
     forward: Executor
     load: Executor
     validate: Executor
 
     @classmethod
-    def start(cls, load_threads: int) -> "Threads":
+    def start(cls, load_threads: int, lanes: int) -> "Threads":
         return cls(
-            forward=ThreadPoolExecutor(1, "forward"),
+            forward=ThreadPoolExecutor(lanes, "forward"),
             load=ThreadPoolExecutor(load_threads, "load"),
             validate=ThreadPoolExecutor(1, "validate"),
         )
@@ -83,7 +83,7 @@ class LocalEngine:
         limits, events = limits or EngineLimits(), events or NoEvents()
         self._device = device
         self._events = events
-        self._threads = threads or Threads.start(limits.load_threads)
+        self._threads = threads or Threads.start(limits.load_threads, device.info.lanes)
         self._queue = JobQueue()
         self._disk = None if disk is None else DiskCache(disk, limits.disk_bytes, clock=clock)
         self._sources = Sources(

@@ -72,7 +72,7 @@ PINNED = _gauge("pinned_adapters", "Adapters that stay on the device until they 
 SLOTS = _gauge("slots", "Places for adapters on the device.")
 SLOTS_USED = _gauge("slots_used", "Places that hold an adapter.")
 CACHE_BYTES = _gauge("cache_bytes", "Bytes of adapters in the caches of this host.", "tier")
-DEVICE_MEMORY = _gauge("device_memory_bytes", "Device memory: used by this process, and in all.", "state")
+DEVICE_MEMORY = _gauge("device_memory_bytes", "Memory of a GPU: used by this process, and in all.", "state")
 
 TASK_REQUESTS = _counter("task_requests", "Predictions, by task: the most active by name.", "task")
 TASK_ERRORS = _counter(

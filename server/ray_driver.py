@@ -179,7 +179,11 @@ def _deploy(order: Order) -> None:
 def _restart_replicas(order: Order, stop: threading.Event) -> None:
     """Replace the replicas one after another; they answer until their successors do."""
     order.run.forget_failures()
-    _deploy(order)
+    try:
+        _deploy(order)
+    except Exception as error:  # noqa: BLE001  (whatever Ray raises, those that run go on)
+        _complain(f"the replicas were not replaced: {_last_line(str(error))}")
+        return
     while not stop.wait(POLL_SECONDS):
         if reason := order.run.failure():
             _complain(f"the replicas were not all replaced: {reason}")

@@ -92,7 +92,7 @@ class Replica:
             await catalog.start()
             await _warm_up(engine, registry, catalog)
             on_failure.pop_all()
-        metrics.watch(engine, catalog)
+        metrics.watch(engine, catalog, device.memory)
         decoder = _decoder_of(settings, device, read, metrics)
         readiness = Readiness(Phase.READY)
         app = create_app(

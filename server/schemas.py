@@ -178,7 +178,11 @@ class Replicas(_Body):
 
 
 class Backbone(_Body):
-    """The frozen model that all tasks share. `sites` maps each site to its channels, in forward order."""
+    """The frozen model that all tasks share.
+
+    `sites` maps each site to its channels, in forward order. `memory` tells what a GPU's memory was set aside
+    for at start, in bytes; on a CPU it is empty.
+    """
 
     name: str
     fingerprint: str
@@ -192,10 +196,12 @@ class Backbone(_Body):
     preprocessing: Preprocessing
     sites: dict[str, int]
     slots: int
+    memory: dict[str, int]
 
     @classmethod
     def of(cls, info: BackboneInfo) -> "Backbone":
-        return cls(**{name: getattr(info, name) for name in cls.model_fields} | {"sites": dict(info.sites)})
+        shown = {name: getattr(info, name) for name in cls.model_fields}
+        return cls(**shown | {"sites": dict(info.sites), "memory": dict(info.memory)})
 
 
 class Health(_Body):

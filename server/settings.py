@@ -93,13 +93,16 @@ class Settings(BaseSettings):
         int, Field(ge=32, le=4096, description="Height and width in pixels of what the backbone sees.")
     ] = 224
     dtype: Annotated[
-        Literal["auto", "bfloat16", "float32"],
-        Field(description="Arithmetic of the backbone; `auto`: bfloat16 where the device has it."),
+        Literal["auto", "bfloat16", "float16", "float32", "float8"],
+        Field(
+            description="Arithmetic of the backbone; `auto`: bfloat16 where the device has it, else float32."
+        ),
     ] = "auto"
     executor: Annotated[
-        Literal["auto", "torch", "openvino"],
+        Literal["auto", "torch", "openvino", "cuda"],
         Field(
-            description="What runs the backbone; `auto`: OpenVINO on a CPU where it is installed, else torch."
+            description="What runs the backbone; `auto`: the kernels (`cuda`) on a GPU, OpenVINO on a CPU "
+            "where it is installed, else torch."
         ),
     ] = "auto"
     device: Annotated[
@@ -158,6 +161,23 @@ class Settings(BaseSettings):
     disk_cache_bytes: Annotated[
         Bytes, Field(description="Disk space for adapter files fetched from the registry.")
     ] = ByteSize(8 * GIB)
+
+    max_classes: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=8192,
+            description="Classes of an adapter that each slot of a GPU has room for; wider ones are refused.",
+        ),
+    ] = 1024
+    gpu_memory_fraction: Annotated[
+        float,
+        Field(
+            gt=0,
+            le=1,
+            description="Share of a GPU's memory that a replica may take; what does not fit stops the start.",
+        ),
+    ] = 0.9
 
     max_batch: Annotated[int, Field(ge=1, le=1024, description="Images in one forward.")] = 16
     max_queue: Annotated[

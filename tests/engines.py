@@ -94,6 +94,7 @@ async def bench(
     disk: Path | None = None,
     device: FakeDevice | None = None,
     blobs: FakeBlobs | None = None,
+    events: Recorder | None = None,
     inline: Literal["all", "loads", "nothing"] = "loads",
     clock: FakeClock | None = None,
 ) -> AsyncIterator[Bench]:
@@ -102,11 +103,11 @@ async def bench(
     What runs inline has no threads, so it is over after a few turns of the loop, in the same order each time.
     A test that stops the device needs the forward in a thread.
     """
-    device, blobs, events = device or FakeDevice(slots=slots), blobs or FakeBlobs(), Recorder()
+    device, blobs, events = device or FakeDevice(slots=slots), blobs or FakeBlobs(), events or Recorder()
     limits, threads = limits or EngineLimits(), None
     if inline != "nothing":
         here = InlineExecutor()
-        threads = Threads(here if inline == "all" else ThreadPoolExecutor(1), here, here)
+        threads = Threads(here if inline == "all" else ThreadPoolExecutor(device.info.lanes), here, here)
     now = clock or asyncio.get_running_loop().time
     engine = LocalEngine(
         device,

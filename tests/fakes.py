@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -90,18 +90,22 @@ class FakeDevice:
     """Answers with `fake_logits` of whatever the slot holds; breaches of the Device contract are kept.
 
     `running` is held during a run, so a test that holds it stops the device; `entered` tells that a run was
-    begun; `batches` are the runs' slots.
+    begun, `full` that all lanes were taken; `batches` are the runs' slots.
     """
 
-    def __init__(self, *, slots: int = 4) -> None:
-        self.info = make_info(slots=slots)
+    def __init__(self, *, slots: int = 4, lanes: int = 1) -> None:
+        self.info = replace(make_info(slots=slots), lanes=lanes)
         self.bank: dict[int, FakeAdapter] = {}
         self.batches: list[tuple[int, ...]] = []
         self.breaches: list[str] = []
         self.running = threading.Lock()
         self.entered = threading.Event()
         self.before_load: Callable[[FakeAdapter], None] = lambda adapter: None
-        self._in_use: tuple[int, ...] = ()
+        self.full = threading.Event()
+        self._in_use: list[tuple[int, ...]] = []
+
+    def memory(self) -> dict[str, int]:
+        return {}
 
     def fold(self, data: bytes) -> FakeAdapter:
         manifest, payload = parse_adapter_file(data)
@@ -118,17 +122,20 @@ class FakeDevice:
     def load(self, slot: int, adapter: FoldedAdapter) -> None:
         assert isinstance(adapter, FakeAdapter)
         self.before_load(adapter)
-        if slot in self._in_use:
+        if any(slot in slots for slots in self._in_use):
             self.breaches.append(f"slot {slot} was loaded while a run used it")
         if not 1 <= slot <= self.info.slots:
             self.breaches.append(f"slot {slot} does not exist")
         self.bank[slot] = adapter
 
     def run(self, images: Sequence[Image], slots: Sequence[int]) -> list[Logits]:
-        if self._in_use:
-            self.breaches.append("two runs at once")
-        self._in_use = tuple(slots)
+        if len(self._in_use) >= self.info.lanes:
+            self.breaches.append("more runs at once than lanes")
+        mine = tuple(slots)
+        self._in_use.append(mine)
         self.entered.set()
+        if len(self._in_use) == self.info.lanes:
+            self.full.set()
         try:
             with self.running:
                 self.batches.append(tuple(slots))
@@ -136,7 +143,7 @@ class FakeDevice:
                     self._answer(image, self.bank[slot]) for image, slot in zip(images, slots, strict=True)
                 ]
         finally:
-            self._in_use = ()
+            self._in_use.remove(mine)
 
     def _answer(self, image: Image, adapter: FakeAdapter) -> Logits:
         if adapter.payload.startswith(CRASHES):

@@ -1,6 +1,6 @@
 """What every executor is, and what it is given."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,8 +30,19 @@ class FoldedAdapter:
 class Executor(Protocol):
     """Runs batches of any mix of tasks.
 
-    Safe from several threads, one forward at a time; `load` must not write a slot that a running `run` uses.
+    Safe from several threads; `load` must not write a slot that a running `run` uses.
+
+    Attributes:
+        lanes: Calls of `run` that gain from being under way at once; more wait.
+        max_classes: Of one adapter; None for any number.
+        memory: Device memory that was set aside at start, in bytes by part; empty where none is.
     """
+
+    lanes: int
+    max_classes: int | None
+
+    @property
+    def memory(self) -> Mapping[str, int]: ...
 
     @property
     def name(self) -> str: ...

@@ -8,12 +8,15 @@ import torch
 
 from backbone.errors import DeviceUnavailable
 from backbone.executors.base import Executor
+from backbone.executors.device_memory import CudaLimits
 from backbone.executors.torch_executor import TorchExecutor
 from backbone.load import Backbone
 
 logger = logging.getLogger(__name__)
 
 OPENVINO_DTYPES = ("float32", "bfloat16")
+CUDA_DTYPES = ("float32", "float16", "bfloat16", "float8")
+FP8_CAPABILITY = (8, 9)  # Ada; the tensor cores before it have no fp8
 
 
 def open_executor(
@@ -25,25 +28,40 @@ def open_executor(
     slots: int,
     threads: int,
     cache: Path | None = None,
+    limits: CudaLimits | None = None,
 ) -> Executor:
     """Make the executor that is asked for; with `auto`, the fastest that runs this backbone here.
 
+    A model that OpenVINO does not convert runs on torch; on a GPU, what fails at start is an error, for the
+    next forward might have failed as well.
+
     Args:
         backbone: What it runs.
-        name: auto, torch or openvino.
+        name: auto, torch, openvino or cuda.
         device: As `choose_device` resolved it.
         dtype: As `choose_dtype` resolved it.
         slots: Adapters in its bank.
         threads: CPU threads of one batch.
         cache: Directory in which converted graphs are kept.
+        limits: Of the cuda executor.
 
     Raises:
         DeviceUnavailable: If the executor asked for does not run here.
+        DeviceMemoryShort: If it does not fit on the GPU.
     """
+    obstacle = _cuda_obstacle(device, dtype)
+    if name == "cuda" and obstacle:
+        raise DeviceUnavailable("cuda", obstacle)
+    if name in {"auto", "cuda"} and not obstacle:
+        return _open_cuda(backbone, device=device, dtype=dtype, slots=slots, limits=limits or CudaLimits())
+    if dtype == "float8":
+        raise DeviceUnavailable("float8", obstacle or "only the cuda executor computes in it")
+    if name == "auto" and device.startswith("cuda"):
+        logger.warning("the cuda executor is out of the question: %s; torch runs the GPU", obstacle)
     obstacle = _openvino_obstacle(device, dtype)
     if name == "openvino" and obstacle:
         raise DeviceUnavailable("openvino", obstacle)
-    if name != "torch" and not obstacle:
+    if name in {"auto", "openvino"} and not obstacle:
         try:
             return _open_openvino(backbone, dtype=dtype, slots=slots, threads=threads, cache=cache)
         except Exception as error:  # what a graph compiler raises for a model it does not take has no base
@@ -79,6 +97,27 @@ def cpu_has_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 itself (AVX-512 bf16 or AMX) rather than by way of float32."""
     probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, probe, bool)() for probe in probes)
+
+
+def _cuda_obstacle(device: str, dtype: str) -> str:
+    """Return why the cuda executor is out of the question, or nothing."""
+    if not device.startswith("cuda"):
+        return f"it runs on a CUDA device, not on {device}"
+    if dtype not in CUDA_DTYPES:
+        return f"it computes in {' or '.join(CUDA_DTYPES)}, not in {dtype}"
+    if importlib.util.find_spec("triton") is None:
+        return "the package `triton` is not installed"
+    if dtype == "float8" and (found := torch.cuda.get_device_capability(device)) < FP8_CAPABILITY:
+        least, has = (".".join(map(str, version)) for version in (FP8_CAPABILITY, found))
+        return f"float8 takes compute capability {least}, and this device has {has}"
+    return ""
+
+
+def _open_cuda(backbone: Backbone, *, device: str, dtype: str, slots: int, limits: CudaLimits) -> Executor:
+    from backbone.executors.cuda_executor import CudaExecutor
+    from backbone.executors.gpu import CudaGpu
+
+    return CudaExecutor(backbone, CudaGpu(device), dtype=dtype, slots=slots, limits=limits)
 
 
 def _openvino_obstacle(device: str, dtype: str) -> str:

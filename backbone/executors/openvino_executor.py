@@ -10,11 +10,12 @@ measures.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,9 @@ class OpenVinoExecutor:
 
     name = "openvino"
     device = "cpu"
+    lanes = 1
+    max_classes: int | None = None
+    memory: Mapping[str, int] = MappingProxyType({})
 
     def __init__(
         self, backbone: Backbone, *, dtype: str, slots: int, threads: int, cache: Path | None = None

@@ -1,7 +1,8 @@
 """The reference executor: mixed-task batches in plain PyTorch, for every family and device."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -23,6 +24,9 @@ class TorchExecutor:
     """
 
     name = "torch"
+    lanes = 1
+    max_classes: int | None = None
+    memory: Mapping[str, int] = MappingProxyType({})
 
     def __init__(self, backbone: Backbone, *, device: str, dtype: str, slots: int) -> None:
         """Put a copy of the backbone and a bank of `slots` rows (and the identity) on the device."""

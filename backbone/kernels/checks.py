@@ -21,6 +21,11 @@ def check_rows(x: Tensor, scale: Tensor, shift: Tensor, slots: Tensor, *, width:
         TypeError: If a dtype does not.
     """
     check_activation_dtype("x", x.dtype)
+    check_bank(x, scale, shift, slots, width=width)
+
+
+def check_bank(x: Tensor, scale: Tensor, shift: Tensor, slots: Tensor, *, width: int) -> None:
+    """Check the same, but for the dtype of the activations."""
     if slots.ndim != 1 or not len(slots):
         raise ShapeMismatch("slots", "[B], B > 0", str(list(slots.shape)))
     if slots.dtype != torch.int32:

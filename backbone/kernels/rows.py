@@ -40,6 +40,12 @@ def aligned(x: Tensor) -> Tensor:
     return x if x.data_ptr() % ALIGNMENT == 0 else x.clone(memory_format=torch.contiguous_format)
 
 
+def matrix(x: Tensor) -> Tensor:
+    """See [.., C] as [rows, C] at one stride, in place where the strides allow, else as a copy."""
+    rows = x.reshape(-1, x.shape[-1])
+    return aligned(rows if rows.stride(1) == 1 else rows.contiguous())
+
+
 def bank_rows(vectors: Tensor) -> tuple[Tensor, int]:
     """Return bank vectors [S, C] with channels side by side, and the stride between slots."""
     vectors = vectors if vectors.stride(1) == 1 or vectors.shape[1] == 1 else vectors.contiguous()

@@ -263,6 +263,7 @@ def _evaluate(
 def _open_executor(backbone: "Backbone", device: str, dtype: str, threads: int) -> "Executor":
     """Return the executor that the server would choose."""
     from backbone.executors.choose import open_executor
+    from backbone.executors.device_memory import CudaLimits
     from server.settings import Settings
 
     settings = Settings.load()
@@ -274,6 +275,7 @@ def _open_executor(backbone: "Backbone", device: str, dtype: str, threads: int) 
         slots=1,
         threads=threads,
         cache=settings.graph_cache,
+        limits=CudaLimits(max_classes=settings.max_classes),
     )
 
 

@@ -19,10 +19,10 @@ from tests.e2e.servers import START_SECONDS, STOP_SECONDS, Server, eventually, s
 
 pytestmark = pytest.mark.e2e
 
-BUSY = 16  # requests under way at each of two replicas, for which a third is wanted
+BUSY = 32  # clients for which a third replica is wanted, though some of their time is their own; not for four
 SCALING = {
     "max_replicas": 3,
-    "target_ongoing": BUSY // 2,
+    "target_ongoing": 3,
     "scale_up_delay_ms": 100,
     "scale_down_delay_ms": 500,
 }
@@ -119,9 +119,9 @@ async def test_load_brings_a_third_replica_and_its_end_takes_it_away(
     pair: Server, fresh: httpx.AsyncClient, cats: Known
 ) -> None:
     image = make_png(5)
-    async with load(lambda _: predict(fresh, "cats", image), width=2 * BUSY) as under_way:
+    async with load(lambda _: predict(fresh, "cats", image), width=BUSY) as under_way:
         await until_answering(pair, fresh, 3)
-        await under_way.more(3 * BUSY)
+        await under_way.more(2 * BUSY)
     async with load(lambda _: predict(fresh, "cats", image), width=1) as trickle:
         await until_answering(pair, fresh, 2)
         await trickle.more(5)

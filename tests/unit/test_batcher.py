@@ -1,8 +1,11 @@
 """What goes into a batch, what is refused or dropped, and that one job's failure stays its own."""
 
 import asyncio
+import itertools
+import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from server.contracts import Image, Logits
 from server.errors import ComputeFailed, DeadlineExceeded, EngineBroken, OutputInvalid, QueueFull
 from server.events import Dropped, Refused
 from server.limits import EngineLimits
-from tests.engines import assert_answers, bench
+from tests.engines import Recorder, assert_answers, bench
 from tests.fakes import CRASHES, NOT_FINITE, FakeClock, FakeDevice, make_image, stopped
 
 IMAGE = make_image(size=4)
@@ -81,6 +84,31 @@ async def test_the_next_batch_is_handed_over_early_only_if_it_is_full() -> None:
             assert (b.engine.gauges().in_flight, b.engine.gauges().queued) == (5, 1)
         await asyncio.gather(first, *others)
         assert [size for size, _ in b.events.batches] == [1, 4, 1]
+
+
+async def test_a_device_with_two_lanes_takes_in_the_next_batch_while_it_computes() -> None:
+    async with bench(limits=FOUR, device=FakeDevice(lanes=2), inline="nothing") as b:
+        version = b.blobs.add()
+        await b.engine.prefetch(version)
+        with stopped(b.device):
+            asked = [b.ask(version) for _ in range(14)]
+            assert await asyncio.to_thread(b.device.full.wait, 10)
+            assert (b.engine.gauges().in_flight, b.engine.gauges().queued) == (8, 6)
+        await asyncio.gather(*asked)
+        assert [size for size, _ in b.events.batches] == [4, 4, 4, 2]
+
+
+async def test_a_second_lane_takes_no_batch_that_could_still_grow() -> None:
+    async with bench(limits=FOUR, device=FakeDevice(lanes=2)) as b:
+        version = b.blobs.add()
+        await b.engine.prefetch(version)
+        with stopped(b.device):
+            asked = [b.ask(version)]
+            await b.turns()
+            asked += [b.ask(version) for _ in range(3)]
+            await b.turns()
+            assert (b.engine.gauges().in_flight, b.engine.gauges().queued) == (1, 3)
+        await asyncio.gather(*asked)
 
 
 async def test_a_full_queue_refuses_and_recovers() -> None:
@@ -318,6 +346,36 @@ async def test_a_dead_batch_loop_fails_who_waits_and_says_so(monkeypatch: pytest
             b.engine.check()
         with pytest.raises(EngineBroken):
             await b.ask(version)
+
+
+async def test_time_in_a_lane_behind_another_batch_is_queueing() -> None:
+    clock, turns = FakeClock(), itertools.count()
+    both, answered = threading.Event(), threading.Event()
+
+    class Overlapping(FakeDevice):
+        """Takes 3 s a batch, one after the other; the second is there before the first is done."""
+
+        def run(self, images: Sequence[Image], slots: Sequence[int]) -> list[Logits]:
+            if next(turns) == 0:
+                assert both.wait(10)
+            else:
+                both.set()
+                assert answered.wait(10)
+            clock.advance(3)
+            return super().run(images, slots)
+
+    class Answered(Recorder):
+        def batch_done(self, *facts: Any) -> None:
+            super().batch_done(*facts)
+            answered.set()
+
+    device, limits = Overlapping(lanes=2), EngineLimits(max_batch=1)
+    async with bench(limits=limits, clock=clock, device=device, events=Answered()) as b:
+        version = b.blobs.add()
+        await b.engine.prefetch(version)
+        outcomes = await asyncio.gather(b.ask(version), b.ask(version))
+        times = sorted((outcome.queue_seconds, outcome.compute_seconds) for outcome in outcomes)
+        assert times == [(0, 3), (3, 3)]
 
 
 async def test_times_add_up() -> None:

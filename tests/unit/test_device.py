@@ -6,8 +6,11 @@ import torch
 
 from adapters.errors import AdapterFileInvalid, AdapterIncompatible, ProbeMismatch
 from adapters.file import write_adapter
+from backbone.executors.cuda_executor import CudaExecutor
+from backbone.executors.device_memory import CudaLimits
 from backbone.executors.torch_executor import TorchExecutor
 from server.device import BackboneDevice
+from tests.fake_gpu import FakeGpu
 from tests.models import SIZE, make_adapter, make_backbone
 
 
@@ -62,6 +65,21 @@ def test_adapter_of_another_backbone_is_refused(device: BackboneDevice) -> None:
         device.validate(data)
     with pytest.raises(AdapterIncompatible, match="fingerprint"):
         device.fold(data)
+
+
+def test_adapter_with_more_classes_than_a_slot_has_room_for_is_refused() -> None:
+    backbone = make_backbone("vit_layer_scale")
+    executor = CudaExecutor(backbone, FakeGpu(), dtype="float32", slots=1, limits=CudaLimits(1, 16))
+    device = BackboneDevice(executor, slots=1)
+    data = write_adapter(make_adapter(backbone, classes=17))
+    for refuse in (device.validate, device.fold):
+        with pytest.raises(AdapterIncompatible, match="classes is 17, expected at most 16"):
+            refuse(data)
+    assert (device.info.lanes, device.info.memory) == (2, executor.memory)
+
+
+def test_a_cpu_has_no_memory_of_its_own(device: BackboneDevice) -> None:
+    assert (device.memory(), device.info.memory, device.info.lanes) == ({}, {}, 1)
 
 
 def test_bytes_that_are_no_adapter_are_refused(device: BackboneDevice) -> None:

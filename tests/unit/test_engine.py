@@ -104,7 +104,8 @@ async def test_every_answer_is_right_whatever_happens(seed: int, tmp_path: Path)
         max_batch=4, max_queue=60, max_queue_per_task=20, max_pinned=2, max_loads=3, host_bytes=6000,
         disk_bytes=12_000, retry_seconds=0.001,
     )  # fmt: skip
-    async with bench(slots=1 + seed % 5, limits=limits, disk=tmp_path, inline="nothing") as b:
+    device = FakeDevice(slots=1 + seed % 5, lanes=1 + seed % 2)
+    async with bench(device=device, limits=limits, disk=tmp_path, inline="nothing") as b:
         storm = Storm(b, seed)
         await storm.blow(1500)
         assert storm.answered > 100

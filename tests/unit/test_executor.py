@@ -2,6 +2,7 @@ import importlib.util
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,21 +11,24 @@ from numpy.typing import NDArray
 
 from adapters.folding import fold_adapter
 from backbone.errors import DeviceUnavailable, ShapeMismatch
-from backbone.executors import openvino_graph
+from backbone.executors import choose, openvino_graph
 from backbone.executors.base import Executor, FoldedAdapter
 from backbone.executors.choose import choose_device, choose_dtype, open_executor
+from backbone.executors.cuda_executor import CudaExecutor
+from backbone.executors.device_memory import CudaLimits
 from backbone.heads import Head, Heads
 from backbone.load import Backbone
 from backbone.tuned import TunedModel
+from tests.fake_gpu import FakeGpu
 from tests.models import SIZE, make_adapter, make_backbone
 
 KINDS = ("vit_layer_scale", "efficientnet")
-EXECUTORS = ("torch", "openvino")
+EXECUTORS = ("torch", "openvino", "cuda")
 CLASSES = (5, 3, 7)
 FP32_TOLERANCE = 1e-5
 # oneDNN's fp32 convolution sums in an order that depends on the batch's size and the place in it where the
 # map is tiny; everything else is the same to the bit
-BATCH_TOLERANCE = {("torch", "efficientnet", "float32"): 1e-6}
+BATCH_TOLERANCE = {(name, "efficientnet", "float32"): 1e-6 for name in ("torch", "cuda")}
 Filled = tuple[Executor, list[FoldedAdapter]]
 Fill = Callable[..., Filled]
 
@@ -62,14 +66,18 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("graphs")
 
 
+def make_executor(name: str, backbone: Backbone, dtype: str, graphs: Path) -> Executor:
+    if name == "cuda":  # its kernels' references, on a device that takes its streams' steps in a random order
+        return CudaExecutor(backbone, FakeGpu(), dtype=dtype, slots=4, limits=CudaLimits(8, 16))
+    return open_executor(backbone, name=name, device="cpu", dtype=dtype, slots=4, threads=2, cache=graphs)
+
+
 @pytest.fixture
 def filled(name: str, backbone: Backbone, graphs: Path) -> Fill:
     """Make executors with three adapters of different numbers of classes in slots 1 to 3."""
 
     def fill(dtype: str = "float32") -> Filled:
-        executor = open_executor(
-            backbone, name=name, device="cpu", dtype=dtype, slots=4, threads=2, cache=graphs
-        )
+        executor = make_executor(name, backbone, dtype, graphs)
         adapters = [
             fold_adapter(backbone, make_adapter(backbone, seed=seed, classes=classes))
             for seed, classes in enumerate(CLASSES)
@@ -201,6 +209,68 @@ def test_answer_does_not_depend_on_the_number_of_images(
 def test_auto_takes_openvino_on_a_cpu(backbone: Backbone, graphs: Path) -> None:
     chosen = open_executor(backbone, device="cpu", dtype="float32", slots=1, threads=1, cache=graphs)
     assert (chosen.name, chosen.device, chosen.dtype) == ("openvino", "cpu", "float32")
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Stand a device of tests in for the GPU; return how it was opened."""
+    calls: list[dict[str, Any]] = []
+
+    def open_cuda(backbone: Backbone, **how: Any) -> CudaExecutor:
+        calls.append(how)
+        return CudaExecutor(
+            backbone, FakeGpu(), dtype=how["dtype"], slots=how["slots"], limits=CudaLimits(1, 16)
+        )
+
+    monkeypatch.setattr(choose, "_open_cuda", open_cuda)
+    return calls
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_a_gpu_runs_the_cuda_executor(backbone: Backbone, opened: list[dict[str, Any]], name: str) -> None:
+    limits = CudaLimits(max_batch=3)
+    chosen = open_executor(
+        backbone, name=name, device="cuda", dtype="bfloat16", slots=2, threads=1, limits=limits
+    )
+    assert (chosen.name, chosen.dtype, chosen.lanes) == ("cuda", "bfloat16", 2)
+    assert opened == [{"device": "cuda", "dtype": "bfloat16", "slots": 2, "limits": limits}]
+
+
+@pytest.mark.parametrize(("device", "dtype"), [("cpu", "bfloat16"), ("cuda", "float64")])
+def test_cuda_is_refused_where_it_does_not_run(device: str, dtype: str) -> None:
+    with pytest.raises(DeviceUnavailable, match="cuda"):
+        open_executor(make_backbone("vit"), name="cuda", device=device, dtype=dtype, slots=1, threads=1)
+
+
+@pytest.mark.parametrize(("name", "device"), [("auto", "cpu"), ("torch", "cuda"), ("openvino", "cpu")])
+def test_fp8_is_refused_by_all_others(name: str, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (9, 0))
+    with pytest.raises(DeviceUnavailable, match="float8"):
+        open_executor(make_backbone("vit"), name=name, device=device, dtype="float8", slots=1, threads=1)
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_fp8_is_refused_by_a_gpu_that_has_none(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (8, 6))
+    with pytest.raises(DeviceUnavailable, match=r"capability 8\.9, and this device has 8\.6"):
+        open_executor(make_backbone("vit"), name=name, device="cuda", dtype="float8", slots=1, threads=1)
+
+
+def test_a_gpu_without_triton_says_so(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(DeviceUnavailable, match="triton"):
+        open_executor(backbone, name="cuda", device="cuda", dtype="float32", slots=1, threads=1)
+
+
+def test_what_fails_on_a_gpu_at_start_is_not_passed_over(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise DeviceUnavailable("cuda", "the warm-up failed")
+
+    monkeypatch.setattr(choose, "_open_cuda", refuse)
+    with pytest.raises(DeviceUnavailable, match="warm-up"):
+        open_executor(backbone, device="cuda", dtype="float32", slots=1, threads=1)
 
 
 def test_auto_takes_torch_where_openvino_is_not_installed(

@@ -15,6 +15,8 @@ from backbone.kernels.heads import HeadPool, heads
 from backbone.kernels.linear_affine import linear_affine
 from backbone.kernels.norm_affine import add_norm_affine, norm_affine
 from backbone.kernels.normalize import normalize, pixel_affine
+from backbone.kernels.quantize import quantize
+from backbone.kernels.scaled_linear_affine import scaled_linear_affine
 from tests.kernel_cases import OPS, Outcomes, run_cases
 
 ops = torch.ops.ssfserve
@@ -42,6 +44,8 @@ HALF = X.bfloat16()
 PIXELS = torch.randint(256, (2, 3, 4, 5)).byte()
 ONES = torch.ones(3)
 WEIGHT = torch.randn(5, 8)
+X8, SCALES = quantize(X)
+WEIGHT8, _ = quantize(WEIGHT)
 POOL = HeadPool(8, slots=2, max_classes=20, pages=3)
 POOL.write(0, Head(torch.randn(20, 8), torch.randn(20)))
 
@@ -59,6 +63,7 @@ CALLS: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {
         (X, WEIGHT, GAMMA[:, :5], BETA[:, :5], SLOTS, torch.randn(2, 3, 5)),
         {"act": "silu"},
     ),
+    "quantize": (ops.quantize, (HALF,), {}),
     "normalize": (ops.normalize, (PIXELS, ONES, ONES), {"dtype": torch.float16, "channels_last": False}),
     "normalize, NHWC": (ops.normalize, (PIXELS, ONES, ONES), {"dtype": torch.half, "channels_last": True}),
     "heads": (
@@ -73,6 +78,13 @@ CALLS: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {
 def test_is_a_lawful_custom_op(call: str) -> None:
     op, arguments, options = CALLS[call]
     torch.library.opcheck(op.default, arguments, options)
+
+
+def test_scaled_linear_affine_is_a_lawful_custom_op() -> None:
+    arguments = (X8, SCALES, WEIGHT8, GAMMA[:, :5], BETA[:, :5], SLOTS, torch.randn(2, 3, 5).bfloat16())
+    options = {"act": "gelu", "dtype": torch.bfloat16}
+    # the other checks multiply their inputs, which PyTorch does not do in e4m3
+    torch.library.opcheck(ops.scaled_linear_affine.default, arguments, options, test_utils="test_faketensor")
 
 
 ROWS: dict[str, Any] = {"x": X, "scale": GAMMA, "shift": BETA, "slots": SLOTS}
@@ -170,3 +182,38 @@ def test_linear_affine_refuses(change: dict[str, Any], error: type[Exception]) -
     arguments = {"x": X, "weight": WEIGHT, "scale": GAMMA[:, :5], "shift": BETA[:, :5], "slots": SLOTS}
     with pytest.raises(error):
         linear_affine(**arguments | change)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"x": X}, TypeError),
+        ({"weight": WEIGHT}, TypeError),
+        ({"weight": WEIGHT8[:, :7]}, ShapeMismatch),
+        ({"row_scale": SCALES[:5]}, ShapeMismatch),
+        ({"slots": SLOTS.long()}, TypeError),
+        ({"residual": torch.zeros(2, 3, 5)}, TypeError),
+        ({"act": "tanh"}, ValueError),
+        ({"dtype": torch.float64}, TypeError),
+    ],
+)
+def test_scaled_linear_affine_refuses(change: dict[str, Any], error: type[Exception]) -> None:
+    arguments = {"x": X8, "row_scale": SCALES, "weight": WEIGHT8, "slots": SLOTS}
+    with pytest.raises(error):
+        scaled_linear_affine(**arguments | {"scale": GAMMA[:, :5], "shift": BETA[:, :5]} | change)
+
+
+@pytest.mark.parametrize(
+    ("x", "error"),
+    [(X.double(), TypeError), (X[0, 0], ShapeMismatch), (torch.zeros(1, 16385), ShapeMismatch)],
+)
+def test_quantize_refuses(x: torch.Tensor, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        quantize(x)
+
+
+def test_quantised_rows_are_worth_what_they_were() -> None:
+    x = torch.randn(4, 100) * torch.tensor([1e-6, 1.0, 1e4, 0.0])[:, None]
+    values, scales = quantize(x)
+    assert ((values.float() * scales[:, None] - x).abs() <= x.abs() / 16 + scales[:, None] * 2**-10).all()
+    assert scales[3] == 1

@@ -83,6 +83,25 @@ def launch_linear(dtype: torch.dtype, per_image: int, *, tma: bool = False) -> N
     linear_affine_triton(x, weight, *bank(3072), SLOTS, residual, act="gelu", tile=tile, programs=132)
 
 
+def launch_quantize(channels: int) -> None:
+    from backbone.kernels.quantize.triton_impl import quantize_triton
+
+    quantize_triton(torch.zeros(BATCH, 197, channels, dtype=torch.bfloat16))
+
+
+def launch_scaled(*, tma: bool = False) -> None:
+    from backbone.kernels.linear_affine.triton_impl import linear_affine_triton
+    from backbone.kernels.linear_affine.tuning import choose
+
+    x, weight = (torch.zeros(*s, dtype=torch.float8_e4m3fn) for s in ((BATCH, 197, 768), (3072, 768)))
+    tile = replace(choose("any", x.dtype, *weight.shape, 197).tile, tma=tma)
+    residual = torch.zeros(BATCH, 197, 3072, dtype=torch.bfloat16)
+    linear_affine_triton(
+        x, weight, *bank(3072), SLOTS, residual,
+        act="gelu", tile=tile, programs=132, row_scale=torch.ones(BATCH * 197), dtype=torch.bfloat16,
+    )  # fmt: skip
+
+
 LAUNCHES: dict[str, Callable[[], None]] = {
     "affine": lambda: launch_affine(torch.bfloat16),
     "norm_affine bf16": lambda: launch_norm(torch.bfloat16, 768),
@@ -133,6 +152,40 @@ def test_products_run_on_the_tensor_cores(
     assembly = compiled[0].asm["ptx"]
     assert product in assembly
     assert ("cp.async.bulk.tensor" in assembly) == (capability >= 90)
+
+
+@pytest.mark.parametrize("capability", [90, 100])
+@pytest.mark.parametrize("channels", [768, 3072, 16384])
+def test_quantising_compiles_without_spills(
+    channels: int, capability: int, compiled: list[Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(triton.runtime.driver, "_active", CompileOnly(capability))
+    launch_quantize(channels)
+    usage = resource_usage(compiled[0].asm["cubin"], tmp_path)
+    assert (usage["STACK"], usage["LOCAL"]) == (0, 0), usage
+
+
+@pytest.mark.parametrize(("capability", "product"), [(90, "wgmma"), (100, "tcgen05.mma")])
+@pytest.mark.parametrize("tma", [False, True])
+def test_fp8_products_run_on_the_tensor_cores(
+    tma: bool,
+    capability: int,
+    product: str,
+    compiled: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(triton.runtime.driver, "_active", CompileOnly(capability))
+    launch_scaled(tma=tma)
+    assembly = compiled[0].asm["ptx"]
+    assert product in assembly
+    assert "e4m3" in assembly or "f8f6f4" in assembly
+    assert compiled[0].metadata.shared <= SHARED_BYTES[capability]
+    usage = resource_usage(compiled[0].asm["cubin"], tmp_path)
+    assert usage["LOCAL"] == 0
+    assert usage["STACK"] <= (8 if tma else 0), (
+        usage
+    )  # TMA, which is for tuning to choose, spills 8 bytes on sm_90
 
 
 def resource_usage(cubin: bytes, folder: Path) -> dict[str, int]:

@@ -4,13 +4,18 @@ Tasks differ in their number of classes K. A head takes ceil(K / PAGE_ROWS) page
 slot reserves room for the widest, and memory does not fragment.
 """
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from backbone.errors import HeadPoolFull, ShapeMismatch
 from backbone.heads import Head
 
 PAGE_ROWS = 16
 MAX_CLASSES = 8192  # the kernel keeps an image's logits in registers
+
+Copy = Callable[[Tensor, Tensor], object]
 
 
 class HeadPool:
@@ -50,8 +55,10 @@ class HeadPool:
     def free_pages(self) -> int:
         return len(self._free)
 
-    def write(self, slot: int, head: Head) -> None:
+    def write(self, slot: int, head: Head, copy: Copy = Tensor.copy_) -> None:
         """Put a head into a slot, in place of the one that was there.
+
+        `copy(target, source)` writes the tensors; what a slot gave up may go to the next one written.
 
         Raises:
             ShapeMismatch: If the head is not [K, D] with K in range.
@@ -61,21 +68,24 @@ class HeadPool:
         available = len(self._free) + len(self._held.get(slot, ()))
         if needed > available:
             raise HeadPoolFull(needed, available)
-        self.forget(slot)
+        self._release(slot)
         pages = self._held[slot] = [self._free.pop() for _ in range(needed)]
         rows = len(head.bias)
-        index = torch.tensor(pages, device=self.weight.device)
         for pool, values in ((self.weight, head.weight), (self.bias, head.bias)):
-            padded = values.new_zeros(needed * PAGE_ROWS, *values.shape[1:])
+            padded = torch.zeros(needed * PAGE_ROWS, *values.shape[1:], dtype=pool.dtype)
             padded[:rows] = values
-            pool[index] = padded.view(needed, PAGE_ROWS, *values.shape[1:]).to(pool)
-        self.table[slot, :needed] = index.int()
-        self.classes[slot] = rows
+            for page, part in zip(pages, padded.split(PAGE_ROWS), strict=True):
+                copy(pool[page], part)
+        copy(self.table[slot, :needed], torch.tensor(pages, dtype=torch.int32))
+        copy(self.classes[slot], torch.tensor(rows, dtype=torch.int32))
 
     def forget(self, slot: int) -> None:
         """Free the pages of a slot, if it has any."""
-        self._free += self._held.pop(slot, [])
+        self._release(slot)
         self.classes[slot] = 0
+
+    def _release(self, slot: int) -> None:
+        self._free += self._held.pop(slot, [])
 
     def _pages_for(self, head: Head) -> int:
         width, limit = self.weight.shape[2], self.table.shape[1]

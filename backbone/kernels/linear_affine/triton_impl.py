@@ -3,9 +3,10 @@
     out = act((x @ weight.T) * scale[slot] + shift[slot]) + residual
 
 Shapes (strides in elements, channels side by side):
-    x             [B * m, C_in]   fp32 | fp16 | bf16
+    x             [B * m, C_in]   fp32 | fp16 | bf16 | e4m3
     weight        [C_out, C_in]   like x
-    residual, out [B * m, C_out]  like x, out contiguous
+    row_scale     [B * m]         fp32, with e4m3 only: what the values of a row are worth
+    residual, out [B * m, C_out]  like x (any but e4m3), out contiguous
     scale, shift  [S, C_out]      fp32, rows of the bank at any stride
     slots         [B]             int32
 
@@ -23,7 +24,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from backbone.kernels.activations_triton import activate
 from backbone.kernels.linear_affine.tuning import Tile
-from backbone.kernels.rows import ALIGNMENT, aligned, bank_rows
+from backbone.kernels.rows import ALIGNMENT, bank_rows, matrix
 
 GROUP_M = 8  # row blocks that go through the weights together, so that these stay in L2
 
@@ -76,12 +77,14 @@ def _bank_values(
 
 @triton.jit
 def _finish(
-    sums, scale_ptr, shift_ptr, slots_ptr, residual_ptr, out_ptr,
+    sums, row_scale_ptr, scale_ptr, shift_ptr, slots_ptr, residual_ptr, out_ptr,
     first_row, first_col, n_rows, n_out, per_image, residual_row, scale_slot, shift_slot,
     ACT: tl.constexpr, ONE_BORDER: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """Turn a block of products [ROWS, COLS] into the output."""
     rows, cols = first_row + tl.arange(0, ROWS), first_col + tl.arange(0, COLS)
+    if row_scale_ptr is not None:
+        sums *= tl.load(row_scale_ptr + rows, mask=rows < n_rows, other=0.0)[:, None]
     gamma = _bank_values(
         scale_ptr, scale_slot, slots_ptr, rows, cols, n_rows, n_out, per_image, first_row, ONE_BORDER
     )
@@ -99,7 +102,7 @@ def _finish(
 
 @triton.jit(do_not_specialize=["n_rows"])
 def _linear_affine_kernel(
-    x, weight, scale_ptr, shift_ptr, slots_ptr, residual_ptr, out_ptr,
+    x, weight, row_scale_ptr, scale_ptr, shift_ptr, slots_ptr, residual_ptr, out_ptr,
     n_rows, n_out, n_in, per_image,
     x_row, weight_row, residual_row, scale_slot, shift_slot,
     ACT: tl.constexpr, ONE_BORDER: tl.constexpr, TMA: tl.constexpr, FLATTEN: tl.constexpr,
@@ -117,7 +120,7 @@ def _linear_affine_kernel(
 
         if BLOCK_N <= 128:
             _finish(
-                sums, scale_ptr, shift_ptr, slots_ptr, residual_ptr, out_ptr,
+                sums, row_scale_ptr, scale_ptr, shift_ptr, slots_ptr, residual_ptr, out_ptr,
                 first_row, first_col, n_rows, n_out, per_image, residual_row, scale_slot, shift_slot,
                 ACT, ONE_BORDER, BLOCK_M, BLOCK_N,
             )  # fmt: skip
@@ -126,7 +129,7 @@ def _linear_affine_kernel(
             halves = sums.reshape([BLOCK_M, 2, BLOCK_N // 2]).permute([0, 2, 1]).split()
             for half in tl.static_range(2):
                 _finish(
-                    halves[half], scale_ptr, shift_ptr, slots_ptr, residual_ptr, out_ptr,
+                    halves[half], row_scale_ptr, scale_ptr, shift_ptr, slots_ptr, residual_ptr, out_ptr,
                     first_row, first_col + half * (BLOCK_N // 2), n_rows, n_out, per_image,
                     residual_row, scale_slot, shift_slot, ACT, ONE_BORDER, BLOCK_M, BLOCK_N // 2,
                 )  # fmt: skip
@@ -143,22 +146,24 @@ def linear_affine_triton(
     act: str,
     tile: Tile,
     programs: int,
+    row_scale: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Run on `programs` programs, one a multiprocessor."""
-    rows, weight = _matrix(x), _matrix(weight)
-    beside = None if residual is None else _matrix(residual)
+    """Run on `programs` programs, one a multiprocessor; the result is in `dtype`, by default that of x."""
+    rows, weight = matrix(x), matrix(weight)
+    beside = None if residual is None else matrix(residual)
     scale, scale_slot = bank_rows(scale)
     shift, shift_slot = bank_rows(shift)
     n_rows, (n_out, n_in) = rows.shape[0], weight.shape
     per_image = n_rows // len(slots)
-    out = torch.empty((*x.shape[:-1], n_out), dtype=x.dtype, device=x.device)
+    out = torch.empty((*x.shape[:-1], n_out), dtype=dtype or x.dtype, device=x.device)
     tma = tile.tma and _fits_tma(rows) and _fits_tma(weight)
     tiles = triton.cdiv(n_rows, tile.block_m) * triton.cdiv(n_out, tile.block_n)
     with torch.cuda.device_of(x):
         _linear_affine_kernel[(min(programs, tiles),)](
             _described(rows, tile.block_m, tile.block_k) if tma else rows,
             _described(weight, tile.block_n, tile.block_k) if tma else weight,
-            scale, shift, slots, beside, out,
+            row_scale, scale, shift, slots, beside, out,
             n_rows, n_out, n_in, per_image,
             rows.stride(0), weight.stride(0), 0 if beside is None else beside.stride(0),
             scale_slot, shift_slot,
@@ -167,12 +172,6 @@ def linear_affine_triton(
             num_warps=tile.num_warps, num_stages=tile.num_stages, enable_fp_fusion=True,
         )  # fmt: skip
     return out
-
-
-def _matrix(x: Tensor) -> Tensor:
-    """See [.., C] as [rows, C] at one stride, in place where the strides allow, else as a copy."""
-    rows = x.reshape(-1, x.shape[-1])
-    return aligned(rows if rows.stride(1) == 1 else rows.contiguous())
 
 
 def _fits_tma(matrix: Tensor) -> bool:

@@ -57,6 +57,7 @@ DEFAULTS = {
     torch.float32: Tile(64, 64, 16, num_warps=4, num_stages=3),
     torch.float16: Tile(128, 128, 64, num_warps=8, num_stages=3),
     torch.bfloat16: Tile(128, 128, 64, num_warps=8, num_stages=3),
+    torch.float8_e4m3fn: Tile(128, 128, 128, num_warps=8, num_stages=3),
 }
 
 
