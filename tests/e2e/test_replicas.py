@@ -19,12 +19,12 @@ from tests.e2e.servers import START_SECONDS, STOP_SECONDS, Server, eventually, s
 
 pytestmark = pytest.mark.e2e
 
-BUSY = 32  # clients for which a third replica is wanted, though some of their time is their own; not for four
 SCALING = {
     "max_replicas": 3,
-    "target_ongoing": 3,
+    "target_ongoing": 4,
     "scale_up_delay_ms": 100,
     "scale_down_delay_ms": 500,
+    "body_timeout_ms": 200_000,
 }
 LOST = {(502, "replica_lost"), (503, "no_replica")}
 
@@ -119,13 +119,15 @@ async def test_load_brings_a_third_replica_and_its_end_takes_it_away(
     pair: Server, fresh: httpx.AsyncClient, cats: Known
 ) -> None:
     image = make_png(5)
-    async with load(lambda _: predict(fresh, "cats", image), width=BUSY) as under_way:
-        await until_answering(pair, fresh, 3)
-        await under_way.more(2 * BUSY)
+    held = [await RawRequest.begin(pair, image) for _ in range(12)]
+    await until_answering(pair, fresh, 3)
+    for request in held:
+        status, body = await request.finish()
+        assert (status, body["digest"]) == (200, cats.digest)
     async with load(lambda _: predict(fresh, "cats", image), width=1) as trickle:
         await until_answering(pair, fresh, 2)
         await trickle.more(5)
-    for answer in under_way.results + trickle.results:
+    for answer in trickle.results:
         check_answer(answer, cats, image)
 
 
