@@ -20,6 +20,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"args": {"bakbone": "x"}, "variables": {}}, "SSFSERVE_BAKBONE"),
     ({"args": {}, "variables": {"SSFSERVE_REGISTRY": "embedded:"}}, "SSFSERVE_REGISTRY: a cluster needs one"),
     ({"args": {}, "variables": {"SSFSERVE_DATA_DIR": "data"}}, "SSFSERVE_DATA_DIR: data must be absolute"),
+    ({"args": {"tls_cert": "/c.pem"}, "variables": {}}, "SSFSERVE_TLS_CERT: only `ssfserve serve` has TLS"),
 ]
 # in an interpreter of its own, as Ray's warnings would be errors here; and only one: its import takes seconds
 PROGRAM = """
