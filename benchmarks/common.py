@@ -1,6 +1,7 @@
 """What every benchmark shares: interleaved timing, the conditions of a run, rows as JSON."""
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -48,13 +49,16 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def conditions() -> Row:
-    """Return what a number means nothing without: commit, host, versions, threads, date."""
+    """Return what a number means nothing without: commit, host and its load, versions, threads, date."""
     return {
         "commit": _git("rev-parse", "--short", "HEAD")
         + ("+" if _git("status", "--porcelain", *_CODE) else ""),
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"),
         "host": _cpu_name(),
         "cores": torch.get_num_threads(),
+        "load": round(
+            os.getloadavg()[0], 1
+        ),  # processes that wanted a core in the last minute, ours included
         "torch": torch.__version__,
         "python": platform.python_version(),
     }

@@ -179,7 +179,7 @@ class Kept:
         """Replace what is known of a case; what the table says of it is measured in one run."""
         others = [row for row in self.rows if not self._is(row, model, batch)]
         order = {name: place for place, name in enumerate(MODELS)}
-        new = [row | self._conditions for row in rows]
+        new = [row | self._conditions | {"load": conditions()["load"]} for row in rows]
         self.rows = sorted(others + new, key=lambda row: (order.get(row["model"], len(order)), row["batch"]))
         RESULTS.mkdir(exist_ok=True)
         PATH.write_text(json.dumps(self.rows, indent=1) + "\n")

@@ -21,7 +21,7 @@ PLAN = Plan(batches=(1, 4, 64), compiled=(), case_seconds=100, until=float("inf"
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Keep rows in a directory of the test, under conditions that it can change."""
-    conditions = {"commit": "abc", "host": "h", "cores": 2, "torch": "t"}
+    conditions = {"commit": "abc", "host": "h", "cores": 2, "torch": "t", "load": 1.0}
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     monkeypatch.setattr(matrix, "RESULTS", tmp_path)
     monkeypatch.setattr(matrix, "PATH", tmp_path / "matrix.json")

@@ -2,10 +2,8 @@ import json
 from typing import Any
 from xml.etree import ElementTree
 
-import pytest
-
 from benchmarks.charts import HEIGHT, WIDTH, Chart
-from benchmarks.common import load
+from benchmarks.common import RESULTS, load
 from benchmarks.matrix_page import charts
 from benchmarks.report import CHARTS, PAGE, matrix, page, pictures
 
@@ -17,7 +15,7 @@ def row(batch: int, executor: str, mix: str, images_per_s: float) -> dict[str, A
     return {
         "model": "a<b", "batch": batch, "rounds": 3, "dtype": "bfloat16", "executor": executor, "mix": mix,
         "images_per_s": images_per_s, "vs_plain_best": images_per_s / 100, "vs_identical": 0.99,
-        "of_floor": 0.5, "floor_ms": 1.0, "tflop_per_s": 2.0, "gb_per_s": 3.0,
+        "of_floor": 0.5, "floor_ms": 1.0, "tflop_per_s": 2.0, "gb_per_s": 3.0, "load": 1.0,
     }  # fmt: skip
 
 
@@ -38,12 +36,12 @@ def test_the_charts_are_made_from_the_committed_rows_and_all_are_shown() -> None
     assert all(f"(charts/{name})" in PAGE.read_text() for name in made)
 
 
-@pytest.mark.parametrize("bench", ["tax", "matrix", "today", "scale"])
-def test_every_row_says_where_it_was_measured(bench: str) -> None:
-    rows = load(bench)
-    assert rows
-    for found in rows:
-        assert {"bench", "model", "commit", "date", "host", "cores", "torch"} <= found.keys(), found
+def test_every_row_says_where_it_was_measured() -> None:
+    names = {path.stem for path in RESULTS.glob("*.json")}
+    assert {"tax", "today", "scale", "http", "decode"} <= names
+    for name in names:
+        for found in load(name):
+            assert {"commit", "date", "host", "cores", "torch"} <= found.keys(), (name, found)
 
 
 def test_a_chart_draws_each_line_inside_its_frame_and_names_it() -> None:
