@@ -49,8 +49,9 @@ TODAY = """
 is against our mixed batch on the server's default executor.
 
 The threads of PyTorch wait for one another after every op, those of OpenVINO's streams do not: on a host whose cores are
-busy with something else PyTorch loses more, most with the many short ops of EfficientNet. With one thread a batch, 16
-requests and one task it reached 0.51 of ours mixed and 0.57 with merged models.
+busy with something else PyTorch loses more, most with the many short ops of EfficientNet. On such a host (load average
+15 on 2 cores, 16 requests, one task) its mixed way reached 0.11 of ours and its merged models 0.12 with two threads; with
+one thread for each contender, 0.51 and 0.57.
 """
 SCALE = """
 ## Ten thousand tasks

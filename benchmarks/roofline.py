@@ -63,7 +63,7 @@ def measure_work(model: nn.Module, size: int, dtype: torch.dtype) -> Work:
     products = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
     hooks = [module.register_forward_hook(note) for module in products]
     counter = FlopCounterMode(display=False)
-    # fused attention on a CPU is not counted; spelt out as products it is
+    # attention is spelt out as products, so that no version's choice of kernel changes the count
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         model(torch.zeros(1, 3, size, size))
     for hook in hooks:
