@@ -1,5 +1,5 @@
 # make serve   a server with two demo tasks        make test    the whole suite
-# make check   lint and types                      make bench   measure this host
+# make check   lint and types                      make bench   measure this host (FULL=1: every case)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,11 +24,13 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.tax
+	$(BIN)/python -m benchmarks.matrix $(if $(FULL),--full)
 	$(BIN)/python -m benchmarks.http
 	$(BIN)/python -m benchmarks.today
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.decode
 	$(BIN)/python -m benchmarks.kernels
+	-$(BIN)/python -m benchmarks.drill # needs redis-server
 	$(BIN)/python -m benchmarks.report
 
 bench-gpu: $(VENV)/.dev

@@ -10,6 +10,7 @@ A source is one of
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from backbone.fold import Fold
 from backbone.offline import PACKAGES, read_offline
 from backbone.preprocess import ImageSpec
 from backbone.sites import SiteList
+from backbone.unfilled import Unfilled
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +71,9 @@ def load_backbone(name: str, *, source: str = "auto", input_size: int | None = N
         UnsupportedModel: If timm has no such model, or no family takes it.
         WeightsUnavailable, WeightsInvalid: If the weights cannot be had or do not fit.
     """
-    model = _create(name, input_size)
+    filled = nullcontext() if source.startswith("random") else Unfilled()
+    with filled:
+        model = _create(name, input_size)
     family, sites = find_sites(model, name)
     title = _load_weights(model, name, source)
     model.eval().requires_grad_(False)

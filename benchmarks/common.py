@@ -1,6 +1,7 @@
 """What every benchmark shares: interleaved timing, the conditions of a run, rows as JSON."""
 
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -14,6 +15,8 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+
+_CODE = ("--", ".", ":!benchmarks/results", ":!docs")  # what a number depends on
 
 Row = dict[str, Any]
 Name = TypeVar("Name")
@@ -46,23 +49,35 @@ def percentile(values: list[float], share: float) -> float:
 
 
 def conditions() -> Row:
-    """Return what a number means nothing without: commit, host, versions, threads, date."""
+    """Return what a number means nothing without: commit, host and its load, versions, threads, date."""
     return {
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+" if _git("status", "--porcelain") else ""),
+        "commit": _git("rev-parse", "--short", "HEAD")
+        + ("+" if _git("status", "--porcelain", *_CODE) else ""),
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%MZ"),
         "host": _cpu_name(),
         "cores": torch.get_num_threads(),
+        "load": round(
+            os.getloadavg()[0], 1
+        ),  # processes that wanted a core in the last minute, ours included
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
 
 
-def save(name: str, rows: list[Row]) -> Path:
-    """Write rows, each with its conditions, to `benchmarks/results/<name>.json`."""
+def save(name: str, rows: list[Row], *, beside: list[Row] | None = None) -> Path:
+    """Write rows, each with its conditions, to `benchmarks/results/<name>.json`, after rows that are kept."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps([row | conditions() for row in rows], indent=1) + "\n")
+    here = conditions()
+    path.write_text(json.dumps([*(beside or []), *(row | here for row in rows)], indent=1) + "\n")
     return path
+
+
+def load(name: str) -> list[Row]:
+    """Return the rows of a benchmark; none where it has never run."""
+    path = RESULTS / f"{name}.json"
+    rows: list[Row] = json.loads(path.read_text()) if path.exists() else []
+    return rows
 
 
 def table(rows: list[Row], columns: list[str]) -> str:

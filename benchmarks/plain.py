@@ -30,6 +30,17 @@ def torch_runs(backbone: Backbone, batch: int, device: str, dtype: torch.dtype) 
     return runs
 
 
+def compiled_run(backbone: Backbone, batch: int, device: str, dtype: torch.dtype) -> Run:
+    """`torch.compile` on normalised images, in the layout that suits the family; up to a minute to make."""
+    size = backbone.spec.height
+    layout = torch.channels_last if backbone.family.channels_last else torch.contiguous_format
+    model = torch.compile(plain_model(backbone).to(device, dtype, memory_format=layout), dynamic=False)
+    images = torch.randn(batch, 3, size, size).to(device, dtype, memory_format=layout)
+    run: Run = torch.inference_mode()(lambda: model(images))
+    run()
+    return run
+
+
 def openvino_runs(backbone: Backbone, batch: int, dtype: str, threads: int) -> dict[str, Run]:
     """OpenVINO on normalised images: the batch as one request, and cut into pieces on streams as ours is."""
     from backbone.executors.openvino_executor import MAX_STREAMS, PIECES, options

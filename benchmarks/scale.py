@@ -1,6 +1,7 @@
 """Ten thousand tasks on one engine with a few hundred slots: throughput, waiting, correctness, memory.
 
-    python -m benchmarks.scale [--tasks 10000] [--slots 256] [--seconds 8] [--cycles 100000]
+    python -m benchmarks.scale [--only mixes|cycles] [--tasks 10000] [--slots 256] [--seconds 8]
+                               [--cycles 100000]
 
 Adapters lie in an embedded registry on disk, and are fetched, folded and loaded as in a server. Each answer
 is compared with the one its own adapter must give. Mixes of what is asked, with a closed loop of clients:
@@ -33,7 +34,7 @@ from adapters.manifest import BackboneRef, Manifest, Probe, SiteWidth
 from backbone.executors.choose import choose_device, choose_dtype, open_executor
 from backbone.load import Backbone, load_backbone
 from backbone.tuned import TunedModel
-from benchmarks.common import Row, percentile, save, table
+from benchmarks.common import Row, load, percentile, save, table
 from registry.embedded import EmbeddedRegistry
 from registry.models import Version
 from server.contracts import Job, Tier
@@ -226,13 +227,15 @@ async def run(arguments: argparse.Namespace) -> list[Row]:
         await world.register(backbone, arguments.tasks)
         seconds = time.perf_counter() - started
         print(f"{arguments.tasks} tasks registered in {seconds:.0f} s, {len_of(world):.0f} kB an adapter")
-        rows = await measure(world, arguments.seconds)
-        cycled = await cycle(world, arguments.cycles)
-        print({key: value for key, value in cycled.items() if key not in {"bench", "mix"}})
+        rows: list[Row] = []
+        if arguments.only != "cycles":
+            rows += await measure(world, arguments.seconds)
+        if arguments.only != "mixes":
+            rows.append(await cycle(world, arguments.cycles))
         await world.engine.drain()
         await registry.close()
     conditions = {"model": MODEL, "pixels": SIZE, "executor": executor.name, "dtype": dtype}
-    return [row | conditions for row in [*rows, cycled]]
+    return [row | conditions for row in rows]
 
 
 def len_of(world: World) -> float:
@@ -241,14 +244,27 @@ def len_of(world: World) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--only", choices=["mixes", "cycles"], help="keep the other rows as they are")
     parser.add_argument("--tasks", type=int, default=10_000)
     parser.add_argument("--slots", type=int, default=256)
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--cycles", type=int, default=100_000)
     arguments = parser.parse_args()
     rows = asyncio.run(run(arguments))
-    print(table(rows[:-1], COLUMNS))
-    print(f"rows: {save('scale', rows)}")
+    mixed, cycled = split(rows)
+    if mixed:
+        print(table(mixed, COLUMNS))
+    for row in cycled:
+        print({key: value for key, value in row.items() if key not in {"bench", "mix"}})
+    kept = {"mixes": 1, "cycles": 0}.get(arguments.only)
+    others = [] if kept is None else split(load("scale"))[kept]
+    print(f"rows: {save('scale', rows, beside=others)}")
+
+
+def split(rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """Return the rows of the mixes, and of loading and evicting."""
+    cycled = [row for row in rows if row["mix"] == "cycles"]
+    return [row for row in rows if row not in cycled], cycled
 
 
 if __name__ == "__main__":

@@ -4,7 +4,18 @@ from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 from adapters.manifest import Manifest
-from registry.models import AliasMove, ApiKey, Event, Page, Task, Version
+from registry.models import (
+    UNKNOWN,
+    Actor,
+    AliasMove,
+    ApiKey,
+    AuditEntry,
+    Event,
+    Lease,
+    Page,
+    Task,
+    Version,
+)
 
 
 class Added(NamedTuple):
@@ -19,12 +30,13 @@ class Registry(ABC):
 
     Safe for concurrent use by many processes. What a method has returned is durable. Every method raises
     RegistryUnavailable, and nothing of the backend's own, when the backend does not answer or was closed;
-    names are checked first (InvalidName). A `limit` below 1 is a ValueError.
+    names are checked first (InvalidName). A `limit` below 1 is a ValueError. Every change is written to the
+    audit log together with `by`, who makes it, or not made at all; what changes nothing is not written there.
     """
 
     @abstractmethod
     async def add_version(
-        self, task: str, data: bytes, manifest: Manifest, *, promote: bool = False
+        self, task: str, data: bytes, manifest: Manifest, *, promote: bool = False, by: Actor = UNKNOWN
     ) -> Added:
         """Store an adapter file as the task's next version; create the task if needed.
 
@@ -63,7 +75,7 @@ class Registry(ABC):
         """
 
     @abstractmethod
-    async def delete_version(self, task: str, version: int) -> None:
+    async def delete_version(self, task: str, version: int, *, by: Actor = UNKNOWN) -> None:
         """Delete a version; its bytes go when no other version of any task has them.
 
         Raises:
@@ -72,7 +84,7 @@ class Registry(ABC):
         """
 
     @abstractmethod
-    async def delete_task(self, task: str) -> None:
+    async def delete_task(self, task: str, *, by: Actor = UNKNOWN) -> None:
         """Delete a task with its versions, its aliases and their history.
 
         Raises:
@@ -81,7 +93,14 @@ class Registry(ABC):
 
     @abstractmethod
     async def set_alias(
-        self, task: str, alias: str, version: int, *, expected: int | None = None, check: bool = False
+        self,
+        task: str,
+        alias: str,
+        version: int,
+        *,
+        expected: int | None = None,
+        check: bool = False,
+        by: Actor = UNKNOWN,
     ) -> AliasMove:
         """Point an alias at a version.
 
@@ -94,6 +113,7 @@ class Registry(ABC):
             version: The version it is to name.
             expected: With `check`, the version it must name now; None means that it must not exist.
             check: Compare before setting.
+            by: Who moves it.
 
         Raises:
             TaskNotFound, VersionNotFound
@@ -101,7 +121,7 @@ class Registry(ABC):
         """
 
     @abstractmethod
-    async def rollback_alias(self, task: str, alias: str) -> AliasMove:
+    async def rollback_alias(self, task: str, alias: str, *, by: Actor = UNKNOWN) -> AliasMove:
         """Point an alias at what it named before its last `set`; repeated calls go further back.
 
         It works as undo does in an editor: after sets to 1, 2, 3 the calls lead to 2, then 1; a set to 4
@@ -149,7 +169,22 @@ class Registry(ABC):
         """
 
     @abstractmethod
-    async def add_key(self, key: ApiKey) -> None:
+    async def put_lease(self, lease: Lease) -> None:
+        """Keep what a replica tells, instead of what it told before. Not an event, and need not be durable.
+
+        Who lists leases after this returned finds it. Clocks play no part: it stays until it is dropped.
+        """
+
+    @abstractmethod
+    async def leases(self) -> tuple[Lease, ...]:
+        """Return what each replica told last, in the order of their names."""
+
+    @abstractmethod
+    async def drop_lease(self, lease: Lease) -> bool:
+        """Forget a replica that has told nothing since; return False, and keep it, if it has."""
+
+    @abstractmethod
+    async def add_key(self, key: ApiKey, *, by: Actor = UNKNOWN) -> None:
         """Store an API key.
 
         Raises:
@@ -161,11 +196,25 @@ class Registry(ABC):
         """Return all API keys in name order."""
 
     @abstractmethod
-    async def delete_key(self, name: str) -> None:
+    async def delete_key(self, name: str, *, by: Actor = UNKNOWN) -> None:
         """Delete an API key.
 
         Raises:
             KeyNotFound
+        """
+
+    @abstractmethod
+    async def audit(
+        self, *, task: str | None = None, after: int | None = None, limit: int = 100
+    ) -> tuple[AuditEntry, ...]:
+        """Return the changes that are kept, latest first, of one task or of all.
+
+        The last MAX_AUDIT are kept, also those of tasks and keys that are gone.
+
+        Args:
+            task: The only task to tell of.
+            after: Begin behind the entry of this number, that is with older ones.
+            limit: The most that are returned.
         """
 
     @abstractmethod

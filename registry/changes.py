@@ -1,4 +1,4 @@
-"""Writes. Each function runs inside the caller's write transaction and adds the events of what it changed."""
+"""Writes. Each function runs inside the caller's write transaction, and adds events and audit entries."""
 
 import sqlite3
 import time
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from adapters.manifest import Manifest
-from registry import records
+from registry import auditing, records
 from registry.base import Added
 from registry.blobs import BlobStore
 from registry.errors import AliasConflict, AliasNotFound, KeyConflict, KeyNotFound, VersionInUse
-from registry.models import PRODUCTION, AliasMove, ApiKey, EventKind
+from registry.models import PRODUCTION, Actor, AliasMove, ApiKey, AuditAction, EventKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,7 @@ class Upload:
     data: bytes
     digest: str
     manifest: Manifest
+    by: Actor
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,27 +38,29 @@ def add_version(db: sqlite3.Connection, blobs: BlobStore, upload: Upload, promot
         number = _insert_version(db, upload)
         version = records.get_version(db, upload.task, number)
     if promote or records.find_alias(db, upload.task, PRODUCTION) is None:
-        set_alias(db, upload.task, PRODUCTION, version.version, None)
+        set_alias(db, upload.task, PRODUCTION, version.version, expectation=None, by=upload.by)
     return Added(version, created)
 
 
-def delete_version(db: sqlite3.Connection, task: str, version: int) -> list[str]:
+def delete_version(db: sqlite3.Connection, task: str, version: int, by: Actor) -> list[str]:
     """Return the digests whose bytes nobody may need any more."""
     digest = records.get_digest(db, task, version)
     if aliases := records.aliases_of(db, task, version):
         raise VersionInUse(task, version, aliases)
     db.execute("DELETE FROM versions WHERE task = ? AND version = ?", (task, version))
     emit(db, EventKind.VERSION_DELETED, task=task, version=version, digest=digest)
+    auditing.note(db, by, AuditAction.VERSION_DELETED, task=task, version=version, digest=digest)
     return [digest]
 
 
-def delete_task(db: sqlite3.Connection, task: str) -> list[str]:
+def delete_task(db: sqlite3.Connection, task: str, by: Actor) -> list[str]:
     """Return the digests whose bytes nobody may need any more."""
     records.require_task(db, task)
     digests = [row[0] for row in db.execute("SELECT digest FROM versions WHERE task = ?", (task,))]
     for table in ("aliases", "moves", "versions", "tasks"):
         db.execute(f"DELETE FROM {table} WHERE task = ?", (task,))  # noqa: S608  names from the line above
     emit(db, EventKind.TASK_DELETED, task=task)
+    auditing.note(db, by, AuditAction.TASK_DELETED, task=task)
     return digests
 
 
@@ -68,7 +71,13 @@ def remove_unused(db: sqlite3.Connection, blobs: BlobStore, digests: Iterable[st
 
 
 def set_alias(
-    db: sqlite3.Connection, task: str, alias: str, version: int, expectation: Expectation | None
+    db: sqlite3.Connection,
+    task: str,
+    alias: str,
+    version: int,
+    *,
+    expectation: Expectation | None,
+    by: Actor,
 ) -> AliasMove:
     records.get_digest(db, task, version)
     current = records.find_alias(db, task, alias)
@@ -76,10 +85,10 @@ def set_alias(
         raise AliasConflict(task, alias, expectation.version, current)
     if current == version:
         return records.alias_history(db, task, alias, 1)[0]
-    return _move(db, task, alias, version, kind="set", undo=_last_move(db, task, alias))
+    return _move(db, task, alias, version, kind="set", undo=_last_move(db, task, alias), by=by)
 
 
-def rollback_alias(db: sqlite3.Connection, task: str, alias: str) -> AliasMove:
+def rollback_alias(db: sqlite3.Connection, task: str, alias: str, by: Actor) -> AliasMove:
     records.require_task(db, task)
     target = db.execute(
         """
@@ -103,10 +112,10 @@ def rollback_alias(db: sqlite3.Connection, task: str, alias: str) -> AliasMove:
     if target is None:
         raise AliasNotFound(task, alias)
     version, undo = target
-    return _move(db, task, alias, version, kind="rollback", undo=undo)
+    return _move(db, task, alias, version, kind="rollback", undo=undo, by=by)
 
 
-def add_key(db: sqlite3.Connection, key: ApiKey) -> None:
+def add_key(db: sqlite3.Connection, key: ApiKey, by: Actor) -> None:
     added = db.execute(
         "INSERT INTO keys (name, record) VALUES (?, ?) ON CONFLICT DO NOTHING",
         (key.name, key.model_dump_json()),
@@ -114,12 +123,14 @@ def add_key(db: sqlite3.Connection, key: ApiKey) -> None:
     if added.rowcount == 0:
         raise KeyConflict(key.name)
     emit(db, EventKind.KEYS_CHANGED)
+    auditing.note(db, by, AuditAction.KEY_ADDED, key=key.name)
 
 
-def delete_key(db: sqlite3.Connection, name: str) -> None:
+def delete_key(db: sqlite3.Connection, name: str, by: Actor) -> None:
     if db.execute("DELETE FROM keys WHERE name = ?", (name,)).rowcount == 0:
         raise KeyNotFound(name)
     emit(db, EventKind.KEYS_CHANGED)
+    auditing.note(db, by, AuditAction.KEY_DELETED, key=name)
 
 
 def _insert_version(db: sqlite3.Connection, upload: Upload) -> int:
@@ -135,7 +146,9 @@ def _insert_version(db: sqlite3.Connection, upload: Upload) -> int:
         "INSERT INTO versions (task, version, digest, size, created, manifest) VALUES (?, ?, ?, ?, ?, ?)",
         (upload.task, number, upload.digest, len(upload.data), now, upload.manifest.to_json()),
     )
-    emit(db, EventKind.VERSION_ADDED, task=upload.task, version=number, digest=upload.digest)
+    added = {"task": upload.task, "version": number, "digest": upload.digest}
+    emit(db, EventKind.VERSION_ADDED, **added)
+    auditing.note(db, upload.by, AuditAction.VERSION_ADDED, **added)
     return int(number)
 
 
@@ -152,6 +165,7 @@ def _move(
     *,
     kind: Literal["set", "rollback"],
     undo: int | None,
+    by: Actor,
 ) -> AliasMove:
     move = AliasMove(
         alias=alias,
@@ -169,9 +183,25 @@ def _move(
         "INSERT INTO moves (task, alias, version, previous, moved, kind, undo) VALUES (?, ?, ?, ?, ?, ?, ?)",
         (task, alias, version, move.previous, move.moved, kind, undo),
     )
-    digest = records.get_digest(db, task, version)
-    emit(db, EventKind.ALIAS_SET, task=task, version=version, alias=alias, digest=digest)
+    tell_alias(db, by, task, move)
     return move
+
+
+def tell_alias(db: sqlite3.Connection, by: Actor, task: str, move: AliasMove) -> None:
+    """Add the event and the audit entry of an alias that was moved."""
+    digest = records.get_digest(db, task, move.version)
+    emit(db, EventKind.ALIAS_SET, task=task, version=move.version, alias=move.alias, digest=digest)
+    action = AuditAction.ALIAS_SET if move.kind == "set" else AuditAction.ALIAS_ROLLED_BACK
+    auditing.note(
+        db,
+        by,
+        action,
+        task=task,
+        version=move.version,
+        alias=move.alias,
+        previous=move.previous,
+        digest=digest,
+    )
 
 
 def emit(

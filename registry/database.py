@@ -13,6 +13,7 @@ from registry.files import make_directory, sync_directory
 SCHEMA_VERSION = 1
 
 _SCHEMA = Path(__file__).with_name("schema.sql")
+_AUDIT = Path(__file__).with_name("audit.sql")
 _PROBLEMS = {
     sqlite3.SQLITE_BUSY: "another process holds its lock",
     sqlite3.SQLITE_LOCKED: "another process holds its lock",
@@ -140,6 +141,8 @@ class Database:
                 schema = _SCHEMA.read_text(encoding="utf-8")
                 db.executescript(f"BEGIN; {schema} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
                 sync_directory(self._path.parent)
+            if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'audit'").fetchone() is None:
+                db.executescript(f"BEGIN; {_AUDIT.read_text(encoding='utf-8')} COMMIT;")
         finally:
             db.close()
 

@@ -1,6 +1,6 @@
 """Names of the keys in Redis. One hash tag puts all of them into one slot, so that scripts work on a cluster.
 
-{p}:meta       hash      schema, identity, bytes (where they are), events (count), last (cursor)
+{p}:meta       hash      schema, identity, bytes (where they are), events and audits (counts), last (cursor)
 {p}:names      sorted set of task names
 {p}:numbers    hash      last version number given out, by task; outlives the task
 {p}:tasks      hash      task → {created, latest, versions, aliases}
@@ -9,6 +9,8 @@
 {p}:uses       hash      digest → how many versions have it
 {p}:blobs      hash      digest → object that holds its bytes
 {p}:uploads    sorted set of objects no digest has: by when their upload began, or 0 to be removed
+{p}:audit      stream    ids are <number>-0, numbers without gaps
+{p}:leases     hash      what each replica told last, by its name
 
 {p}:versions:<task>   hash   number → {digest, size, created, manifest}
 {p}:order:<task>      sorted set of numbers
@@ -19,7 +21,7 @@
 
 from dataclasses import dataclass
 
-WITHOUT_TASK = ("meta", "names", "numbers", "tasks", "events", "keys", "uses", "blobs", "uploads")
+WITHOUT_TASK = ("meta", "names", "numbers", "tasks", "events", "keys", "uses", "blobs", "uploads", "audit")
 OF_TASK = ("versions", "order", "digests", "moves")  # in the order of lua/common.lua, as those above
 
 

@@ -1,14 +1,14 @@
 """What is stored in Redis, as records. Times are text there: Lua's numbers would round them."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from adapters.errors import ManifestInvalid
 from adapters.manifest import Manifest
 from registry.errors import AliasNotFound, RegistryUnavailable, TaskNotFound, VersionNotFound
-from registry.models import ApiKey, Event, Task, Version
+from registry.models import Actor, ApiKey, AuditEntry, Event, Lease, Task, Version
 from registry.upkeep import Step, TaskPast
 
 
@@ -107,15 +107,30 @@ def decode_past(task: str, reply: Sequence[Any]) -> TaskPast:
 
 def decode_event(cursor: bytes, fields: Sequence[bytes]) -> Event:
     with _readable("an event"):
-        pairs: Mapping[str, Any] = {
-            name.decode(): value.decode() for name, value in zip(fields[::2], fields[1::2], strict=True)
-        }
-        return Event.model_validate({"cursor": cursor.decode(), **pairs})
+        return Event.model_validate({"cursor": cursor.decode(), **_pairs(fields)})
+
+
+def decode_audit(identity: bytes, fields: Sequence[bytes]) -> AuditEntry:
+    with _readable("an entry of the audit log"):
+        pairs = _pairs(fields)
+        number = int(identity.partition(b"-")[0])
+        actor = Actor.model_validate_json(pairs["actor"])
+        return AuditEntry.model_validate({**pairs, "number": number, "actor": actor})
 
 
 def decode_key(record: bytes) -> ApiKey:
     with _readable("an API key"):
         return ApiKey.model_validate_json(record)
+
+
+def decode_lease(record: bytes) -> Lease:
+    with _readable("a lease"):
+        return Lease.model_validate_json(record)
+
+
+def _pairs(fields: Sequence[bytes]) -> dict[str, str]:
+    """Read a stream entry's names and values in turn."""
+    return {name.decode(): value.decode() for name, value in zip(fields[::2], fields[1::2], strict=True)}
 
 
 @contextmanager

@@ -29,13 +29,30 @@ from registry.errors import (
     RestoreConflict,
     VersionInUse,
 )
-from registry.models import START, AliasMove, ApiKey, Event, Page, Task, Version, check_limit, check_name
+from registry.models import (
+    MAX_AUDIT,
+    START,
+    UNKNOWN,
+    Actor,
+    AliasMove,
+    ApiKey,
+    AuditEntry,
+    Event,
+    Lease,
+    Page,
+    Task,
+    Version,
+    check_limit,
+    check_name,
+)
 from registry.places import Place
 from registry.redis_blobs import RedisBlobs, Server
 from registry.redis_keys import Keys
 from registry.redis_records import (
+    decode_audit,
     decode_event,
     decode_key,
+    decode_lease,
     decode_past,
     decode_step,
     decode_task,
@@ -50,6 +67,7 @@ from registry.upkeep import KeptRegistry, TaskPast
 
 SCHEMA = "1"
 MAX_INTEGER = 2**53  # what Redis' scores and Lua's numbers hold exactly
+AUDIT_AT_ONCE = 1000
 MAX_UPLOADS = 5  # of the same bytes, if sweeps take them away
 
 _CURSOR = re.compile(r"0|[1-9][0-9]{0,17}-[1-9][0-9]{0,17}")
@@ -64,25 +82,33 @@ class RedisRegistry(KeptRegistry):
         place: Where adapter files are, closed with the registry.
         outside: The place is not Redis itself.
         max_events: How many events are kept.
+        max_audit: How many entries of the audit log are kept.
     """
 
     def __init__(
-        self, server: Server, *, prefix: str, place: Place, outside: bool, max_events: int = 100_000
+        self,
+        server: Server,
+        *,
+        prefix: str,
+        place: Place,
+        outside: bool,
+        max_events: int = 100_000,
+        max_audit: int = MAX_AUDIT,
     ) -> None:
         self._server = server
         self._keys = Keys(prefix)
         self._blobs = RedisBlobs(server, self._keys, place)
         self._outside = outside
-        self._max_events = max_events
+        self._max_events, self._max_audit = max_events, max_audit
         self._identity: bytes | None = None
 
     async def add_version(
-        self, task: str, data: bytes, manifest: Manifest, *, promote: bool = False
+        self, task: str, data: bytes, manifest: Manifest, *, promote: bool = False, by: Actor = UNKNOWN
     ) -> Added:
         check_name("task", task)
         digest, created = await asyncio.to_thread(sha256, data), time.time()
         record = encode_version(digest=digest, size=len(data), created=created, manifest=manifest)
-        number, stored, is_new = await self._store(task, digest, data, record, promote=promote)
+        number, stored, is_new = await self._store(task, digest, data, record, by, promote=promote)
         return Added(decode_version(task, int(number), stored), bool(is_new))
 
     async def get_version(self, task: str, version: int) -> Version:
@@ -115,34 +141,41 @@ class RedisRegistry(KeptRegistry):
         reply = await self._run("list_versions", task, task, after, limit)
         return decode_versions(task, payload(reply, task))
 
-    async def delete_version(self, task: str, version: int) -> None:
+    async def delete_version(self, task: str, version: int, *, by: Actor = UNKNOWN) -> None:
         check_name("task", task)
-        reply = await self._write("delete_version", task, task, version)
+        reply = await self._write("delete_version", by, task, task, version)
         if reply[0] == b"in use":
             raise VersionInUse(task, version, tuple(sorted(name.decode() for name in reply[1:])))
         await self._blobs.discard(payload(reply, task, version=version))
 
-    async def delete_task(self, task: str) -> None:
+    async def delete_task(self, task: str, *, by: Actor = UNKNOWN) -> None:
         check_name("task", task)
-        reply = await self._write("delete_task", task, task)
+        reply = await self._write("delete_task", by, task, task)
         await self._blobs.discard(payload(reply, task))
 
     async def set_alias(
-        self, task: str, alias: str, version: int, *, expected: int | None = None, check: bool = False
+        self,
+        task: str,
+        alias: str,
+        version: int,
+        *,
+        expected: int | None = None,
+        check: bool = False,
+        by: Actor = UNKNOWN,
     ) -> AliasMove:
         check_name("task", task)
         check_name("alias", alias)
         named = "" if expected is None else expected
-        reply = await self._write("set_alias", task, task, alias, version, int(check), named)
+        reply = await self._write("set_alias", by, task, task, alias, version, int(check), named)
         if reply[0] == b"conflict":
             raise AliasConflict(task, alias, expected, int(reply[1]) if reply[1] else None)
         (move,) = payload(reply, task, version=version)
         return decode_step(alias, move).move()
 
-    async def rollback_alias(self, task: str, alias: str) -> AliasMove:
+    async def rollback_alias(self, task: str, alias: str, *, by: Actor = UNKNOWN) -> AliasMove:
         check_name("task", task)
         check_name("alias", alias)
-        reply = await self._write("rollback_alias", task, task, alias)
+        reply = await self._write("rollback_alias", by, task, task, alias)
         (move,) = payload(reply, task, alias=alias)
         return decode_step(alias, move).move()
 
@@ -171,9 +204,24 @@ class RedisRegistry(KeptRegistry):
             raise CursorInvalid(after)
         return tuple(decode_event(cursor, fields) for cursor, fields in entries)
 
-    async def add_key(self, key: ApiKey) -> None:
+    async def put_lease(self, lease: Lease) -> None:
+        check_name("replica", lease.replica)
+        await self._ask("HSET", self._keys("leases"), lease.replica, lease.model_dump_json())
+
+    async def leases(self) -> tuple[Lease, ...]:
+        found = await self._ask("HGETALL", self._keys("leases"))
+        return tuple(sorted(map(decode_lease, found.values()), key=lambda lease: lease.replica))
+
+    async def drop_lease(self, lease: Lease) -> bool:
+        check_name("replica", lease.replica)
+        await self._prepare()
+        told = (lease.replica, lease.model_dump_json())
+        (dropped,) = await self._server.run("drop_lease", [self._keys("leases")], *told)
+        return bool(dropped)
+
+    async def add_key(self, key: ApiKey, *, by: Actor = UNKNOWN) -> None:
         check_name("key", key.name)
-        reply = await self._write("add_key", None, key.name, key.model_dump_json())
+        reply = await self._write("add_key", by, None, key.name, key.model_dump_json())
         if reply[0] == b"conflict":
             raise KeyConflict(key.name)
 
@@ -181,11 +229,28 @@ class RedisRegistry(KeptRegistry):
         keys = [decode_key(record) for record in await self._ask("HVALS", self._keys("keys"))]
         return tuple(sorted(keys, key=lambda key: key.name))
 
-    async def delete_key(self, name: str) -> None:
+    async def delete_key(self, name: str, *, by: Actor = UNKNOWN) -> None:
         check_name("key", name)
-        reply = await self._write("delete_key", None, name)
+        reply = await self._write("delete_key", by, None, name)
         if reply[0] == b"no key":
             raise KeyNotFound(name)
+
+    async def audit(
+        self, *, task: str | None = None, after: int | None = None, limit: int = 100
+    ) -> tuple[AuditEntry, ...]:
+        if task is not None:
+            check_name("task", task)
+        found: list[AuditEntry] = []
+        limit, before = check_limit(limit), MAX_INTEGER if after is None else min(after, MAX_INTEGER)
+        at_once = AUDIT_AT_ONCE if task is not None else min(limit, AUDIT_AT_ONCE)
+        while len(found) < limit and before > 1:
+            page = await self._run("audit", None, before, at_once)
+            entries = [decode_audit(*entry) for entry in page]
+            if not entries:
+                break
+            found += [entry for entry in entries if task in {None, entry.task}]
+            before = entries[-1].number
+        return tuple(found[:limit])
 
     async def close(self) -> None:
         await self._server.close()
@@ -199,15 +264,15 @@ class RedisRegistry(KeptRegistry):
         check_name("task", task)
         return decode_past(task, payload(await self._run("dump_task", task, task), task))
 
-    async def restore_version(self, version: Version, data: bytes) -> None:
+    async def restore_version(self, version: Version, data: bytes, *, by: Actor = UNKNOWN) -> None:
         fields = version.model_dump(include={"digest", "size", "created"})
         record = encode_version(manifest=version.manifest, **fields)
-        await self._store(version.task, version.digest, data, record, number=version.version)
+        await self._store(version.task, version.digest, data, record, by, number=version.version)
 
-    async def restore_past(self, past: TaskPast) -> None:
+    async def restore_past(self, past: TaskPast, *, by: Actor = UNKNOWN) -> None:
         histories = encode_histories(past)
         reply = await self._write(
-            "restore_task", past.task, past.task, repr(past.created), past.last, histories
+            "restore_task", by, past.task, past.task, repr(past.created), past.last, histories
         )
         if reply[0] == b"conflict":
             raise RestoreConflict(past.task, f"alias `{reply[1].decode()}` has another history")
@@ -235,6 +300,7 @@ class RedisRegistry(KeptRegistry):
         digest: str,
         data: bytes,
         record: str,
+        by: Actor,
         *,
         promote: bool = False,
         number: int | None = None,
@@ -245,7 +311,7 @@ class RedisRegistry(KeptRegistry):
             held = await self._blobs.held(digest) if attempt == 0 else None
             name = held or await self._blobs.upload(digest, data)
             rest = (int(promote), name, int(held is None), "" if number is None else number)
-            status, *found = await self._write("add_version", task, task, digest, record, *rest)
+            status, *found = await self._write("add_version", by, task, task, digest, record, *rest)
             if status == b"ok":
                 await self._blobs.discard(found[3:])
                 return found[:3]
@@ -263,9 +329,10 @@ class RedisRegistry(KeptRegistry):
         await self._prepare()
         return await self._server.run(script, self._keys.all(task), *arguments)
 
-    async def _write(self, script: str, task: str | None, *arguments: Any) -> list[Any]:
-        tag = secrets.randbelow(MAX_INTEGER) + 1
-        return await self._run(script, task, repr(time.time()), tag, self._max_events, *arguments)
+    async def _write(self, script: str, by: Actor, task: str | None, *arguments: Any) -> list[Any]:
+        tag, actor = secrets.randbelow(MAX_INTEGER) + 1, by.model_dump_json(exclude_none=True)
+        common = (repr(time.time()), tag, self._max_events, self._max_audit, actor)
+        return await self._run(script, task, *common, *arguments)
 
     async def _prepare(self) -> None:
         """Claim the place at the first use, or see that it is one this program can use."""

@@ -3,11 +3,11 @@
 import sqlite3
 from collections.abc import Mapping
 
-from registry import records
+from registry import auditing, records
 from registry.blobs import BlobStore
-from registry.changes import emit
+from registry.changes import emit, tell_alias
 from registry.errors import RestoreConflict
-from registry.models import EventKind, Version
+from registry.models import Actor, AliasMove, AuditAction, EventKind, Version
 from registry.upkeep import Step, TaskPast
 
 
@@ -23,7 +23,9 @@ def past(db: sqlite3.Connection, task: str) -> TaskPast:
     return TaskPast(task=task, created=created, last=last, histories=histories)
 
 
-def restore_version(db: sqlite3.Connection, blobs: BlobStore, version: Version, data: bytes) -> None:
+def restore_version(
+    db: sqlite3.Connection, blobs: BlobStore, version: Version, data: bytes, by: Actor
+) -> None:
     task, number, digest = version.task, version.version, version.digest
     found = db.execute(
         "SELECT version, digest FROM versions WHERE task = ? AND (version = ? OR digest = ?)",
@@ -43,9 +45,10 @@ def restore_version(db: sqlite3.Connection, blobs: BlobStore, version: Version, 
         (task, number, digest, version.size, version.created, version.manifest.to_json()),
     )
     emit(db, EventKind.VERSION_ADDED, task=task, version=number, digest=digest)
+    auditing.note(db, by, AuditAction.VERSION_ADDED, task=task, version=number, digest=digest)
 
 
-def restore_past(db: sqlite3.Connection, past: TaskPast) -> None:
+def restore_past(db: sqlite3.Connection, past: TaskPast, by: Actor) -> None:
     records.require_task(db, past.task)
     for (alias,) in db.execute("SELECT alias FROM aliases WHERE task = ?", (past.task,)).fetchall():
         known, given = _history(db, past.task, alias), past.histories.get(alias, ())
@@ -54,7 +57,7 @@ def restore_past(db: sqlite3.Connection, past: TaskPast) -> None:
     db.execute("UPDATE tasks SET created = ? WHERE task = ?", (past.created, past.task))
     restore_numbers(db, {past.task: past.last})
     for alias, steps in past.histories.items():
-        _restore_alias(db, past.task, alias, steps)
+        _restore_alias(db, past.task, alias, steps, by)
 
 
 def restore_numbers(db: sqlite3.Connection, numbers: Mapping[str, int]) -> None:
@@ -87,7 +90,7 @@ def _history(db: sqlite3.Connection, task: str, alias: str) -> tuple[Step, ...]:
     )
 
 
-def _restore_alias(db: sqlite3.Connection, task: str, alias: str, steps: tuple[Step, ...]) -> None:
+def _restore_alias(db: sqlite3.Connection, task: str, alias: str, steps: tuple[Step, ...], by: Actor) -> None:
     known = db.execute(
         "SELECT id FROM moves WHERE task = ? AND alias = ? ORDER BY id", (task, alias)
     ).fetchall()
@@ -101,14 +104,13 @@ def _restore_alias(db: sqlite3.Connection, task: str, alias: str, steps: tuple[S
         )
         rows.append(made.lastrowid)
     if len(rows) > len(known):
-        _point(db, task, alias, steps[-1].version)
+        _point(db, task, steps[-1].move(), by)
 
 
-def _point(db: sqlite3.Connection, task: str, alias: str, version: int) -> None:
+def _point(db: sqlite3.Connection, task: str, move: AliasMove, by: Actor) -> None:
     db.execute(
         "INSERT INTO aliases (task, alias, version) VALUES (?, ?, ?)"
         " ON CONFLICT (task, alias) DO UPDATE SET version = excluded.version",
-        (task, alias, version),
+        (task, move.alias, move.version),
     )
-    digest = records.get_digest(db, task, version)
-    emit(db, EventKind.ALIAS_SET, task=task, version=version, alias=alias, digest=digest)
+    tell_alias(db, by, task, move)

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 from registry.base import Registry
-from registry.models import AliasMove, Record, Version
+from registry.models import UNKNOWN, Actor, AliasMove, Record, Version
 
 
 class Step(AliasMove):
@@ -44,7 +44,7 @@ class KeptRegistry(Registry, ABC):
         """
 
     @abstractmethod
-    async def restore_version(self, version: Version, data: bytes) -> None:
+    async def restore_version(self, version: Version, data: bytes, *, by: Actor = UNKNOWN) -> None:
         """Store a version as it is, with its number; no alias moves. Nothing happens if it is there.
 
         Raises:
@@ -52,7 +52,7 @@ class KeptRegistry(Registry, ABC):
         """
 
     @abstractmethod
-    async def restore_past(self, past: TaskPast) -> None:
+    async def restore_past(self, past: TaskPast, *, by: Actor = UNKNOWN) -> None:
         """Give a task, whose versions are there, its aliases and their history.
 
         Raises:

@@ -53,8 +53,16 @@ ANSWERS: Mapping[type[Exception], Answer] = {
         503, "registry_unavailable", "the registry does not answer; retry", retry=True
     ),
     server.QueueFull: Answer(429, "queue_full", retry=True),
+    server.RateLimited: Answer(429, "rate_limited", retry=True),
+    server.ConcurrencyLimited: Answer(429, "concurrency_limited", retry=True),
     server.DeadlineExceeded: Answer(
         504, "deadline_exceeded", "the deadline passed before the answer was ready"
+    ),
+    server.NotConfirmed: Answer(
+        504,
+        "not_confirmed",
+        "the alias has moved, but not every replica has confirmed it in time: GET /v1/replicas tells which; "
+        "repeat the call to wait on",
     ),
     server.Draining: Answer(503, "draining", "the server is shutting down; retry", retry=True),
     server.NotReady: Answer(503, "not_ready", "the server is starting; retry", retry=True),

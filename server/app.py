@@ -16,14 +16,18 @@ from server.contracts import Engine
 from server.errors import ValueInvalid
 from server.middleware import Exchanges, exchange_of
 from server.parts import Decoder, Fleet, Metrics, Parts, Readiness
+from server.quotas import Quotas
 from server.routes import (
     aliases,
+    audit,
+    docs,
     oip,
     oip_infer,
     oip_repository,
     oip_statistics,
     predict,
     predict_many,
+    replicas,
     residency,
     service,
     tasks,
@@ -39,6 +43,9 @@ ROUTES = (
     versions,
     aliases,
     residency,
+    audit,
+    docs,
+    replicas,
     service,
     oip_statistics,  # before `oip`: /v2/models/stats is not the model `stats`
     oip_repository,
@@ -64,12 +71,22 @@ def create_app(
         title="ssfserve",
         version=version("ssfserve"),
         description=DESCRIPTION,
+        docs_url=None,  # `routes.docs` needs no CDN
         redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
         redirect_slashes=False,
     )
-    gate = Gate(settings, catalog)
-    app.state.parts = Parts(settings, engine, registry, catalog, decoder, metrics, readiness, gate, fleet)
+    app.state.parts = Parts(
+        settings=settings,
+        engine=engine,
+        registry=registry,
+        catalog=catalog,
+        decoder=decoder,
+        metrics=metrics,
+        readiness=readiness,
+        gate=Gate(settings, catalog),
+        quotas=Quotas(settings, metrics.observe_refused),
+        fleet=fleet,
+    )
     app.add_middleware(Exchanges, metrics=metrics, access_log=settings.access_log)
     for root in ROOTS:
         app.add_exception_handler(root, answer_error)

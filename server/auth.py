@@ -19,14 +19,28 @@ ALL_SCOPES: frozenset[Scope] = frozenset({"predict", "manage"})
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """What a request may do. `tasks` are fnmatch patterns; `name` is the key's, None without keys."""
+    """What a request may do. `tasks` are fnmatch patterns; `name` is the key's, None without keys.
+
+    The limits are the key's own, None where it has none; `key_id` tells keys of one name apart.
+    """
 
     name: str | None
     scopes: frozenset[Scope]
     tasks: tuple[str, ...]
+    key_id: str | None = None
+    images_per_second: float | None = None
+    max_concurrent: int | None = None
+
+    @classmethod
+    def of(cls, key: ApiKey) -> "Caller":
+        return cls(key.name, key.scopes, key.tasks, key.id, key.images_per_second, key.max_concurrent)
+
+    @property
+    def covers_all(self) -> bool:
+        return "*" in self.tasks
 
     def may_use(self, task: str) -> bool:
-        return self.tasks == ("*",) or any(fnmatchcase(task, pattern) for pattern in self.tasks)
+        return self.covers_all or any(fnmatchcase(task, pattern) for pattern in self.tasks)
 
     def check_task(self, task: str) -> None:
         """Pass if the key covers the task; whether the task exists is not told.
@@ -85,7 +99,7 @@ class Gate:
         key = _find(keys, token.strip()) if scheme.lower() == "bearer" else None
         if key is None:
             raise Unauthorized
-        return Caller(key.name, key.scopes, key.tasks)
+        return Caller.of(key)
 
 
 def _check_local(named: str | None) -> None:

@@ -15,7 +15,8 @@ def address(settings: Settings) -> str:
     host = settings.host.strip("[]")
     if host in {"0.0.0.0", "::", "localhost"}:  # noqa: S104
         host = "127.0.0.1" if host != "::" else "::1"
-    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+    scheme = "http" if settings.tls_cert is None else "https"
+    return f"{scheme}://[{host}]:{settings.port}" if ":" in host else f"{scheme}://{host}:{settings.port}"
 
 
 def ready(settings: Settings, report: Mapping[str, Any]) -> str:
@@ -46,15 +47,16 @@ def _tasks(tasks: list[str]) -> str:
 
 def _curl(settings: Settings, tasks: list[str]) -> str:
     """Return a command that works as printed."""
+    trust = "" if settings.tls_cert is None else f"--cacert {settings.tls_cert} "
     found = settings.seed_dir and next(
         ((task, image) for task in tasks if (image := _sample(settings.seed_dir, task))), None
     )
     if not found:
-        return f"curl -s {address(settings)}/v1/tasks"
+        return f"curl -s {trust}{address(settings)}/v1/tasks"
     task, image = found
     content_type = IMAGE_TYPES[image.suffix.lower()]
     return (
-        f"curl -s --data-binary @{image} -H 'Content-Type: {content_type}' "
+        f"curl -s {trust}--data-binary @{image} -H 'Content-Type: {content_type}' "
         f"{address(settings)}/v1/tasks/{task}/predict"
     )
 

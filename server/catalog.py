@@ -6,6 +6,7 @@ being served; `staleness_seconds` tells how old the view is.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from bisect import bisect_right, insort
@@ -17,16 +18,20 @@ from registry.errors import (
     AliasNotFound,
     CursorInvalid,
     RegistryError,
+    RegistryUnavailable,
     TaskNotFound,
     VersionNotFound,
 )
-from registry.models import PRODUCTION, ApiKey, Event, EventKind, Page, Task, Version
+from registry.models import PRODUCTION, START, ApiKey, Event, EventKind, Page, Task, Version, position
+from server.errors import NotConfirmed
+from server.membership import Membership
 from server.version_cache import VersionCache
 
 T = TypeVar("T")
 
 EVENTS_AT_ONCE = 1000
 TASKS_AT_ONCE = 1000
+LOOK_SECONDS = 0.5  # that a request may wait for the registry, once this process was frozen
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +44,8 @@ class Catalog:
         forget: Called with each digest that no known version has any more.
         poll_seconds: How often events are read.
         max_versions: How many versions are cached, at about 2.5 kB each.
+        membership: This replica among those that follow the registry; closed with the catalog.
+        refuse_when_cut_off: Resolve no alias while nobody need wait for this replica.
         read_ahead: Read what `production` names after each listing, in the background, so that tasks whose
             bytes are on this host can be served while the registry is away, asked for before or not.
     """
@@ -50,12 +57,16 @@ class Catalog:
         forget: Callable[[str], None] = lambda _: None,
         poll_seconds: float = 0.2,
         max_versions: int = 16_384,
+        membership: Membership | None = None,
+        refuse_when_cut_off: bool = False,
         read_ahead: bool = False,
     ) -> None:
         self._registry = registry
+        self.membership = membership or Membership(registry)
+        self._refuses = refuse_when_cut_off
         self._forget = forget
         self._poll_seconds = poll_seconds
-        self._cursor = ""
+        self._cursor = START
         self._tasks: dict[str, Task] = {}
         self._names: list[str] = []
         self._keys: dict[str, ApiKey] = {}
@@ -65,6 +76,7 @@ class Catalog:
         self._fetches: dict[tuple[str, int], asyncio.Task[Version]] = {}
         self._removals = 0
         self._fresh_at = float("-inf")
+        self._away = False
         self._reading = asyncio.Lock()
         self._follower: asyncio.Task[None] | None = None
         self._queued: asyncio.Task[None] | None = None
@@ -77,14 +89,17 @@ class Catalog:
             RegistryUnavailable
         """
         async with self._reading:
+            await self.membership.begin()
             await self._list_everything()
+            await self.membership.applied(self._cursor)
         self._follower = self._begin(self._follow())
 
     async def close(self) -> None:
-        """Stop following. What is known stays."""
+        """Stop following, and be waited for no longer: nothing may be resolved after this."""
         if self._follower is not None:
             self._follower.cancel()
         await asyncio.gather(*self._under_way, return_exceptions=True)
+        await self.membership.leave()
 
     @property
     def staleness_seconds(self) -> float:
@@ -95,6 +110,16 @@ class Catalog:
     def keys(self) -> Mapping[str, ApiKey]:
         """All API keys by the hash of their secret."""
         return self._keys
+
+    @property
+    def events_applied(self) -> int:
+        """The number of the last event of the registry that is known here."""
+        return position(self._cursor)
+
+    @property
+    def is_cut_off(self) -> bool:
+        """True while nobody waits for this replica when an alias moves."""
+        return self.membership.is_cut_off
 
     def __len__(self) -> int:
         """How many tasks there are."""
@@ -139,6 +164,8 @@ class Catalog:
             TaskNotFound, VersionNotFound, AliasNotFound
             RegistryUnavailable: If it had to be asked and did not answer.
         """
+        if version is None and self.membership.is_cut_off:
+            await self._be_sure()
         found = self.lookup(task, version, alias)
         if found is not None:
             return found
@@ -159,12 +186,40 @@ class Catalog:
             self._queued = self._begin(self._read_next())
         return asyncio.shield(self._queued)
 
+    async def confirm(self, seconds: float) -> tuple[str, ...]:
+        """Wait until every replica knows what was written before the call; return their names.
+
+        Raises:
+            NotConfirmed
+        """
+        started = time.monotonic()
+        try:
+            cursor = await self._registry.cursor()
+        except RegistryError:
+            raise NotConfirmed(()) from None
+        return await self.membership.confirm(cursor, seconds - (time.monotonic() - started))
+
     async def catch_up(self) -> None:
         """Show what this process has just written; the write stands even if the registry is away now."""
         try:
             await self.refresh()
         except RegistryError as error:
             logger.warning("a change will be seen once the registry is back: %s", error)
+
+    async def _be_sure(self) -> None:
+        """Look at the registry after a time in which this process could not, as when it was frozen.
+
+        Raises:
+            RegistryUnavailable: If aliases are not to be resolved from what is known.
+        """
+        if self._refuses:
+            await self.refresh()
+            if self.membership.is_cut_off:
+                raise RegistryUnavailable("followed", "this replica's lease was not renewed")
+        elif not self._away and self.staleness_seconds > 2 * self._poll_seconds:
+            with contextlib.suppress(RegistryError, TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self.refresh()
 
     def _number(self, task: str, version: int | None, alias: str | None) -> int:
         aliases = self.task(task).aliases
@@ -214,11 +269,16 @@ class Catalog:
         async with self._reading:
             self._queued = None  # whoever asks from here on needs a later read
             started = time.monotonic()
+            await self.membership.begin()
             try:
                 await self._read_events()
             except CursorInvalid:
                 await self._list_everything()
-            self._fresh_at = started
+            except RegistryError:
+                self._away = True
+                raise
+            await self.membership.applied(self._cursor)
+            self._fresh_at, self._away = started, False
 
     async def _read_events(self) -> None:
         while True:

@@ -110,8 +110,13 @@ class Device(Protocol):
         """
         ...
 
-    def validate(self, data: bytes) -> Manifest:
-        """Check an adapter file in full, including its probe, without touching the bank.
+    def validate(self, data: bytes, *, new: bool = True) -> Manifest:
+        """Check an adapter file, including its probe, without touching the bank.
+
+        Args:
+            data: The file.
+            new: Compute the probe in fp32 too, by the plain reference: another second on a CPU. An adapter
+                that a registry holds has been through it.
 
         Raises:
             AdapterError: Any leaf of `adapters.errors`.
@@ -149,8 +154,8 @@ class Engine(Protocol):
         """
         ...
 
-    async def validate(self, data: bytes) -> Manifest:
-        """Check an adapter file in full against this backbone, including its probe.
+    async def validate(self, data: bytes, *, new: bool = True) -> Manifest:
+        """Check an adapter file against this backbone; see `Device.validate`.
 
         Raises:
             AdapterError: Any leaf of `adapters.errors`.

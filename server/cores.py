@@ -16,8 +16,8 @@ def available_cores(cpu_max: Path = CGROUP_CPU_MAX) -> int:
 
 
 def with_threads(settings: Settings) -> Settings:
-    """Return the settings with threads counted out: the cores of this host, shared between the replicas."""
-    fair_share = max(1, available_cores() // settings.replicas)
+    """Return the settings with threads counted out: cores shared by all replicas there may be."""
+    fair_share = max(1, available_cores() // settings.most_replicas)
     return settings.model_copy(
         update={
             "threads": settings.threads or fair_share,
@@ -30,7 +30,7 @@ def gpu_share(settings: Settings, gpus: float) -> float:
     """Return how much of a GPU each replica gets: all of one or 1/n, so that none straddles two."""
     if settings.device == "cpu" or gpus < 1:
         return 0.0
-    return 1.0 / math.ceil(settings.replicas / gpus)
+    return 1.0 / math.ceil(settings.most_replicas / gpus)
 
 
 def _quota(cpu_max: Path) -> int:

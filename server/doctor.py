@@ -13,7 +13,7 @@ from pathlib import Path
 from adapters.errors import AdapterError
 from backbone.errors import BackboneError
 from registry.errors import RegistryError
-from server import preflight
+from server import preflight, tls
 from server.cores import available_cores
 from server.errors import ServerError
 from server.settings import Settings, check_exposure
@@ -106,7 +106,7 @@ def _memory(settings: Settings, info: Path = Path("/proc/meminfo")) -> Finding:
         return Finding(Level.OK, "memory", "unknown")
     fields = dict(line.split(":", 1) for line in info.read_text(encoding="ascii").splitlines())
     available = int(fields["MemAvailable"].split()[0]) * 1024
-    needed = settings.replicas * (REPLICA_BYTES + settings.host_cache_bytes) + GIB
+    needed = settings.most_replicas * (REPLICA_BYTES + settings.host_cache_bytes) + GIB
     found = f"{available / GIB:.1f} GiB available, {needed / GIB:.1f} GiB may be used"
     if available < needed:
         return Finding(Level.WARN, "memory", found, "lower SSFSERVE_REPLICAS or SSFSERVE_HOST_CACHE_BYTES")
@@ -147,6 +147,7 @@ def _haproxy() -> Finding:
 
 def _port(settings: Settings) -> Finding:
     preflight.check_port(settings)
+    tls.check(settings)
     return Finding(Level.OK, "port", f"{settings.host}:{settings.port} is free")
 
 

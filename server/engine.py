@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from adapters.manifest import Manifest
@@ -134,10 +135,12 @@ class LocalEngine:
                 self._batcher.withdraw(ticket)
                 raise
 
-    async def validate(self, data: bytes) -> Manifest:
+    async def validate(self, data: bytes, *, new: bool = True) -> Manifest:
         with self._accepted():
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads.validate, self._device.validate, data)
+            return await loop.run_in_executor(
+                self._threads.validate, partial(self._device.validate, data, new=new)
+            )
 
     async def prefetch(self, version: Version) -> Tier:
         with self._accepted():

@@ -2,7 +2,10 @@
 
 ServerError
 ├── QueueFull             too many jobs wait; come back later
+├── RateLimited           a key or task has had its images of this second
+├── ConcurrencyLimited    a key or task has enough images under way
 ├── DeadlineExceeded      the deadline passed before the answer
+├── NotConfirmed          a change stands, but not every replica has confirmed it in time
 ├── Draining              the replica is shutting down
 ├── NotReady              the replica is still starting
 ├── AdapterUnavailable    the adapter of a known version cannot be loaded now
@@ -38,9 +41,41 @@ class QueueFull(ServerError):
         return f"{self.limit} requests wait already; retry in {self.retry_after_seconds:.0f} s"
 
 
+class RateLimited(ServerError):
+    def __init__(self, kind: str, name: str, images_per_second: float, retry_after_seconds: float) -> None:
+        super().__init__(kind, name, images_per_second, retry_after_seconds)
+        self.kind, self.name = kind, name
+        self.images_per_second, self.retry_after_seconds = images_per_second, retry_after_seconds
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kind} `{self.name}` may have {self.images_per_second:g} images answered per second; "
+            f"retry in {self.retry_after_seconds:.1f} s"
+        )
+
+
+class ConcurrencyLimited(ServerError):
+    def __init__(self, kind: str, name: str, limit: int) -> None:
+        super().__init__(kind, name, limit)
+        self.kind, self.name, self.limit = kind, name, limit
+
+    def __str__(self) -> str:
+        return f"{self.kind} `{self.name}` may have {self.limit} images under way at a time"
+
+
 class DeadlineExceeded(ServerError):
     def __str__(self) -> str:
         return "the deadline passed before the answer was ready"
+
+
+class NotConfirmed(ServerError):
+    def __init__(self, replicas: tuple[str, ...]) -> None:
+        super().__init__(replicas)
+        self.replicas = replicas
+
+    def __str__(self) -> str:
+        who = ", ".join(self.replicas) or "the registry was away"
+        return f"the change stands, but was not confirmed in time: {who}"
 
 
 class Draining(ServerError):

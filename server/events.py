@@ -8,13 +8,17 @@ from server.contracts import Tier
 
 
 class Refused(StrEnum):
-    """Why a job was not accepted."""
+    """Why an image was not accepted: the last four by `server.quotas`, the others by the engine."""
 
     QUEUE_FULL = "queue_full"
     TASK_QUEUE_FULL = "task_queue_full"
     DRAINING = "draining"
     ADAPTER_UNAVAILABLE = "adapter_unavailable"
     BROKEN = "broken"
+    KEY_RATE = "key_rate"
+    KEY_CONCURRENT = "key_concurrent"
+    TASK_RATE = "task_rate"
+    TASK_CONCURRENT = "task_concurrent"
 
 
 class Dropped(StrEnum):

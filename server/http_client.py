@@ -105,19 +105,38 @@ class Client:
         versions = [version for page in pages for version in page["versions"]]
         return {**pages[0], "versions": versions, "next_after": None}
 
-    def promote(self, task: str, version: int, alias: str, *, expected: int | None = None) -> Json:
-        """Point an alias at a version; with `expected`, only if it names that version now."""
-        body = {"version": version} if expected is None else {"version": version, "expected": expected}
-        return self._json("PUT", f"/v1/tasks/{_part(task)}/aliases/{_part(alias)}", json=body)
+    def promote(
+        self, task: str, version: int, alias: str, *, expected: int | None = None, wait: bool = False
+    ) -> Json:
+        """Point an alias at a version; with `expected`, only if it names that version now.
 
-    def rollback(self, task: str, alias: str) -> Json:
-        """Point an alias at what it named before."""
-        return self._json("POST", f"/v1/tasks/{_part(task)}/aliases/{_part(alias)}/rollback")
+        With `wait`, return only when no replica will answer a later request with the old version.
+        """
+        body = {"version": version} if expected is None else {"version": version, "expected": expected}
+        path = f"/v1/tasks/{_part(task)}/aliases/{_part(alias)}"
+        return self._json("PUT", path, params={"wait": wait or None}, json=body)
+
+    def rollback(self, task: str, alias: str, *, wait: bool = False) -> Json:
+        """Point an alias at what it named before; `wait` as in `promote`."""
+        path = f"/v1/tasks/{_part(task)}/aliases/{_part(alias)}/rollback"
+        return self._json("POST", path, params={"wait": wait or None})
 
     def delete(self, task: str, version: int | None = None) -> None:
         """Delete a version, or the whole task."""
         path = f"/v1/tasks/{_part(task)}"
         self._send("DELETE", path if version is None else f"{path}/versions/{version}")
+
+    def audit(self, *, task: str | None = None, limit: int) -> Iterator[Json]:
+        """Yield the latest changes, latest first."""
+        after: int | None = None
+        while limit > 0:
+            query = {"task": task, "after": after, "limit": min(limit, PAGE)}
+            page = self._json("GET", "/v1/audit", params=query)
+            yield from page["entries"][:limit]
+            limit -= len(page["entries"])
+            after = page["next_after"]
+            if after is None:
+                return
 
     def _pages(self, path: str) -> Iterator[Json]:
         after: str | int | None = None

@@ -89,6 +89,10 @@ REGISTRY_ERRORS = _counter(
     "error",
 )
 STALENESS = _gauge("registry_staleness_seconds", "Age of what is known of the registry; +Inf before it is.")
+EVENTS_APPLIED = _gauge(
+    "registry_events_applied", "Number of the last event known; replicas that differ lag."
+)
+CUT_OFF = _gauge("registry_cut_off", "1 while nobody waits for this replica when an alias moves.")
 TASKS = _gauge("tasks", "Registered tasks.")
 
 BUILD_INFO = _gauge("build_info", "Always 1.", "version", "python")
@@ -100,7 +104,8 @@ FAMILIES = tuple(value for value in globals().values() if isinstance(value, Fami
 
 HEAD = """# Metrics
 
-`GET /metrics` on any replica returns the series of all replicas, each with a label `replica`. Sum over it.
+`GET /metrics` on any replica returns the series of all replicas, each with a label `replica`, whose value no
+other process ever has. Sum over it, after `rate()`: see [operations.md](operations.md#watch).
 Names of tasks are limited to the most active (`SSFSERVE_METRICS_TASKS`); the rest are counted together as
 `other`. A task that loses its name to a more active one loses its series, and counts in `other` from then on;
 totals are in `ssfserve_requests_total`. Histograms of time reach to the configured time limits, those of

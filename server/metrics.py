@@ -93,6 +93,10 @@ class Metrics:
         """Count a prediction that failed, for a task that exists, by the status it was answered with."""
         self._tasks.failed(task, "server" if status >= 500 else "client")
 
+    def observe_refused(self, reason: Refused, images: int) -> None:
+        """Count images that a limit of a key or task refused."""
+        self._refused.labels(reason).inc(images)
+
     def observe_decode(self, seconds: float) -> None:
         """Count an image that was decoded, without its wait for a thread."""
         self._decode_seconds.observe(seconds)

@@ -9,15 +9,18 @@ import re
 import secrets
 import time
 from dataclasses import dataclass, field
+from typing import Literal
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from registry.models import Actor
 from server import logs
 from server.answers import INTERNAL, problem
 from server.auth import ANYBODY, Caller
 from server.client import ClientGone
 from server.parts import Metrics
+from server.response_headers import completed
 
 CLIENT_GONE = 499  # as nginx logs it; nobody receives it
 EXCHANGE = "ssfserve.exchange"
@@ -37,6 +40,13 @@ class Exchange:
     task: str | None = None
     version: int | None = None
     error_type: str | None = None
+
+    @property
+    def actor(self) -> Actor:
+        """Who makes a change by this request, for the audit log."""
+        kind: Literal["key", "anybody"] = "anybody" if self.caller.name is None else "key"
+        caller = self.caller
+        return Actor(kind=kind, name=caller.name, id=caller.key_id, request_id=self.request_id)
 
     @property
     def seconds(self) -> float:
@@ -70,7 +80,8 @@ class Exchanges:
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
                 exchange.status = message["status"]
-                headers = [*message.get("headers", ()), (b"x-request-id", exchange.request_id.encode())]
+                identity = (b"x-request-id", exchange.request_id.encode())
+                headers = completed([*message.get("headers", ()), identity])
                 message = {**message, "headers": headers}
             await send(message)
 

@@ -19,6 +19,7 @@ from server.errors import (
     BatchTooLarge,
     BodyTooLarge,
     BodyTooSlow,
+    ConcurrencyLimited,
     DeadlineExceeded,
     Draining,
     EngineBroken,
@@ -29,6 +30,7 @@ from server.errors import (
     ImageTypeUnsupported,
     OutputInvalid,
     QueueFull,
+    RateLimited,
     RequestInvalid,
     Unauthorized,
     ValueInvalid,
@@ -61,7 +63,15 @@ IMAGE = (
     ImageTypeUnsupported("text/html"),
 )
 LOAD = (AdapterUnavailable("pets", 2, ""), Draining())
-COMPUTE = (*LOAD, QueueFull(1024, 1), DeadlineExceeded(), OutputInvalid("pets", 2), EngineBroken(""))
+LIMITS = (RateLimited("key", "ci", 50, 1), ConcurrencyLimited("task", "pets", 8))
+COMPUTE = (
+    *LOAD,
+    *LIMITS,
+    QueueFull(1024, 1),
+    DeadlineExceeded(),
+    OutputInvalid("pets", 2),
+    EngineBroken(""),
+)
 BATCH = (BatchTooLarge("images", 64),)
 
 FILE = {"schema": {"type": "string", "format": "binary"}}

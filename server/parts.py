@@ -12,7 +12,9 @@ from registry.base import Registry
 from server.auth import Gate
 from server.catalog import Catalog
 from server.contracts import Engine, Image
+from server.events import Refused
 from server.oip.statistics import Statistics
+from server.quotas import Quotas
 from server.settings import Settings
 
 
@@ -47,6 +49,10 @@ class Metrics(Protocol):
 
     def observe_failure(self, task: str, status: int) -> None:
         """Count a prediction that failed for a task that exists, by the status it was answered with."""
+        ...
+
+    def observe_refused(self, reason: Refused, images: int) -> None:
+        """Count images that a limit of a key or task refused."""
         ...
 
     def render(self) -> tuple[bytes, str]:
@@ -85,6 +91,7 @@ class Parts:
     metrics: Metrics
     readiness: Readiness
     gate: Gate
+    quotas: Quotas
     fleet: Fleet | None = None
     statistics: Statistics = field(default_factory=Statistics)
 

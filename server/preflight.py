@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from registry.open import open_registry
 from registry.upkeep import KeptRegistry
-from server import ports
+from server import ports, tls
 from server.errors import SettingsInvalid
 from server.settings import Settings, check_exposure
 
@@ -24,6 +24,7 @@ def check(settings: Settings) -> None:
         RegistryError: If the registry cannot be opened.
     """
     check_port(settings)
+    tls.check(settings)
     check_data_dir(settings.data_dir)
     check_exposure(settings, has_keys=count_keys(settings) > 0)
 

@@ -53,12 +53,32 @@ class Numbers(Query):
     limit: Annotated[int, Field(ge=1, le=1000, description="Length of the page.")] = 100
 
 
+class AuditQuery(Query):
+    """A page of the audit log."""
+
+    task: Annotated[str | None, Field(pattern=NAME_PATTERN, description="Only changes of this task.")] = None
+    after: Annotated[
+        int | None, Field(ge=1, le=2**53, description="Begin behind this number, with older changes.")
+    ] = None
+    limit: Annotated[int, Field(ge=1, le=1000, description="Length of the page.")] = 100
+
+
 class Recent(Query):
     limit: Annotated[int, Field(ge=1, le=1000, description="How many, latest first.")] = 100
 
 
 class Upload(Query):
     promote: Annotated[bool, Field(description="Make it `production` even if the task has one.")] = False
+
+
+class Waited(Query):
+    wait: Annotated[
+        bool,
+        Field(
+            description="Answer only when no replica will answer a later request with the old version; 504 "
+            "if one has not confirmed that before the deadline."
+        ),
+    ] = False
 
 
 class Shown(Query):

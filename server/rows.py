@@ -2,7 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable
+from collections import Counter
+from collections.abc import Awaitable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -12,7 +14,7 @@ from server.answers import report
 from server.auth import Caller
 from server.batch_body import Batch, Upload
 from server.contracts import Image, Job
-from server.errors import DeadlineExceeded
+from server.errors import ConcurrencyLimited, DeadlineExceeded, RateLimited
 from server.middleware import Exchange
 from server.parts import Parts
 from server.queries import Shown
@@ -32,26 +34,55 @@ class Rows:
 
     async def answer(self, batch: Batch) -> list[dict[str, Any]]:
         """Return the content of `schemas.Row` or `schemas.RowError` for each pair, in order."""
-        refs = list(dict.fromkeys(ref for _, ref in batch.pairs))
-        async with asyncio.TaskGroup() as group:
-            images = [group.create_task(_attempt(self._decode(upload))) for upload in batch.uploads]
-            found = await asyncio.gather(
-                *(_attempt(_resolve(self.parts, self.exchange.caller, ref)) for ref in refs)
-            )
-            versions = dict(zip(refs, found, strict=True))
-            rows = [
-                group.create_task(self._row(index, ref, images[index], versions[ref]))
-                for index, ref in batch.pairs
-            ]
-            answers = await asyncio.gather(*rows)
-            for image in images:
-                image.cancel()  # one that outlasted the deadline of all its rows is of no use any more
+        versions = await self._resolve_all(batch)
+        with ExitStack() as held:
+            refused = self._hold_tasks(held, batch, versions)
+            chosen = {
+                ref: refused.get(version.task, version) if isinstance(version, Version) else version
+                for ref, version in versions.items()
+            }
+            needed = {index for index, ref in batch.pairs if isinstance(chosen[ref], Version)}
+            async with asyncio.TaskGroup() as group:
+                images = {
+                    index: group.create_task(_attempt(self._decode(batch.uploads[index]))) for index in needed
+                }
+                rows = [
+                    group.create_task(self._row(index, ref, images.get(index), versions[ref], chosen[ref]))
+                    for index, ref in batch.pairs
+                ]
+                answers = await asyncio.gather(*rows)
+                for image in images.values():
+                    image.cancel()  # one that outlasted the deadline of all its rows is of no use any more
         return answers
 
+    async def _resolve_all(self, batch: Batch) -> dict[str, Version | Exception]:
+        refs = list(dict.fromkeys(ref for _, ref in batch.pairs))
+        caller = self.exchange.caller
+        found = await asyncio.gather(*(_attempt(_resolve(self.parts, caller, ref)) for ref in refs))
+        return dict(zip(refs, found, strict=True))
+
+    def _hold_tasks(
+        self, held: ExitStack, batch: Batch, versions: Mapping[str, Version | Exception]
+    ) -> dict[str, Exception]:
+        """Count the rows of each task until `held` is closed; return the tasks that may not have theirs."""
+        refused: dict[str, Exception] = {}
+        chosen = (versions[ref] for _, ref in batch.pairs)
+        for task, rows in Counter(v.task for v in chosen if isinstance(v, Version)).items():
+            try:
+                held.enter_context(self.parts.quotas.task(task, rows))
+            except (RateLimited, ConcurrencyLimited) as error:
+                refused[task] = error
+        return refused
+
     async def _row(
-        self, index: int, ref: str, image: asyncio.Task[Image | Exception], version: Version | Exception
+        self,
+        index: int,
+        ref: str,
+        image: asyncio.Task[Image | Exception] | None,
+        version: Version | Exception,
+        chosen: Version | Exception,
     ) -> dict[str, Any]:
-        content = await _attempt(self._predict(image, version))
+        content = await _attempt(self._predict(image, chosen))
         if isinstance(content, Exception):
             status, body, _ = report(content)
             if isinstance(version, Version):
@@ -62,9 +93,10 @@ class Rows:
         return {"image": index, **content}
 
     async def _predict(
-        self, image: asyncio.Task[Image | Exception], version: Version | Exception
+        self, image: asyncio.Task[Image | Exception] | None, version: Version | Exception
     ) -> dict[str, Any]:
         chosen = _unwrap(version)
+        assert image is not None, "what has a version has its image decoded"
         limit = asyncio.timeout(self.deadline - time.monotonic())
         try:
             async with limit:

@@ -3,6 +3,7 @@
 <run>/lock         held by launcher and driver: without, the run is over, whatever is left of it
 <run>/ray          Ray's session: sockets and logs
 <run>/haproxy      the script that starts HAProxy
+<run>/front/       what the script and HAProxy read: answers to errors, certificate and key
 <run>/<node id>/   HAProxy's configuration and sockets; Ray Serve adds the directory
 <run>/log          a pipe: what replicas log, to be printed by the launcher
 <run>/ready.*      one report per replica that is ready
@@ -23,12 +24,16 @@ from pathlib import Path
 from typing import Any, Self
 
 from server import processes
+from server.haproxy import Front
+from server.settings import Settings
 
 # short, and not $TMPDIR: HAProxy takes 97 characters for a socket's path, and Ray Serve adds 67
 PARENT = Path("/tmp")  # noqa: S108  (mkdtemp makes it private)
 
 PREFIX = "ssf-"
+ADMIN_SOCKET = "admin.sock"
 
+RESTART = signal.SIGUSR1  # to the launcher: replace the replicas one after another
 CRASHED = 3  # exit code of a driver whose run directory is worth keeping
 
 
@@ -80,6 +85,20 @@ class RunDir:
     def haproxy(self) -> Path:
         return self.path / "haproxy"
 
+    def front(self, settings: Settings) -> Front:
+        """Return where clients come in."""
+        host = settings.host.strip("[]")
+        return Front(
+            host="127.0.0.1" if host == "localhost" else host,
+            port=settings.port,
+            folder=str(self.path / "front"),
+            tls=settings.tls_cert is not None,
+        )
+
+    def admin_sockets(self) -> list[Path]:
+        """Return where HAProxy takes orders."""
+        return sorted(self.path.glob(f"*/{ADMIN_SOCKET}"))
+
     @property
     def log_pipe(self) -> Path:
         return self.path / "log"
@@ -96,6 +115,10 @@ class RunDir:
     def failure(self) -> str | None:
         """Return why a replica could not start, None while none has failed."""
         return next((p.read_text(encoding="utf-8") for p in sorted(self.path.glob("failed.*"))), None)
+
+    def forget_failures(self) -> None:
+        for path in self.path.glob("failed.*"):
+            path.unlink()
 
     def redirect_stderr(self) -> None:
         """Send what this process writes to stderr, down to the C libraries, to the launcher's stderr."""

@@ -6,7 +6,7 @@ from fastapi import Path
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from adapters.manifest import Manifest, Preprocessing
-from registry.models import NAME_PATTERN, AliasMove, Task
+from registry.models import NAME_PATTERN, AliasMove, AuditEntry, Task
 from server.contracts import BackboneInfo, Tier
 from server.queries import MAX_NUMBER
 
@@ -86,6 +86,10 @@ class AliasRequest(_Body):
 
 class Alias(AliasMove):
     task: str
+    confirmed_by: Annotated[
+        tuple[str, ...] | None,
+        Field(description="With `wait`: the replicas that have applied the move, all that can be reached."),
+    ] = None
 
 
 class AliasHistory(_Body):
@@ -138,6 +142,11 @@ class TaskPage(_Body):
     next_after: Annotated[str | None, Field(description="`after` of the next page; null at the end.")]
 
 
+class AuditPage(_Body):
+    entries: Annotated[tuple[AuditEntry, ...], Field(description="Latest first.")]
+    next_after: Annotated[int | None, Field(description="`after` of the next page; null at the end.")]
+
+
 class Prefetched(_Body):
     task: str
     version: int
@@ -150,6 +159,22 @@ class Pinned(_Body):
     version: int
     digest: Annotated[str, Field(examples=[DIGEST])]
     pinned: bool
+
+
+class ReplicaStatus(_Body):
+    """A replica that follows the registry, on any host. `behind`: events it has not told to have applied."""
+
+    replica: Annotated[str, Field(examples=["node7-4242-9f86d081"])]
+    answers: Annotated[bool, Field(description="Whether it is the one that answers this call.")]
+    behind: Annotated[int, Field(ge=0, examples=[0])]
+    silent_seconds: Annotated[
+        float, Field(description="For how long it has told nothing; it is gone after `lease_seconds`.")
+    ]
+    lease_seconds: float
+
+
+class Replicas(_Body):
+    replicas: tuple[ReplicaStatus, ...]
 
 
 class Backbone(_Body):

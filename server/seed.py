@@ -7,11 +7,13 @@ from pathlib import Path
 from adapters.errors import AdapterError
 from registry.base import Registry
 from registry.errors import InvalidName, TaskNotFound
-from registry.models import Version
+from registry.models import Actor, Version
 from server.contracts import Engine
 from server.errors import SettingsInvalid
 
 SUFFIX = ".safetensors"
+
+SEEDER = Actor(kind="server", name="seeds")
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +41,8 @@ async def _seed_one(path: Path, registry: Registry, engine: Engine) -> Version |
         if await _exists(registry, task):
             return None
         data = await asyncio.to_thread(path.read_bytes)
-        result = await registry.add_version(task, data, await engine.validate(data))
+        manifest = await engine.validate(data)
+        result = await registry.add_version(task, data, manifest, by=SEEDER)
     except (AdapterError, InvalidName, OSError) as error:
         raise SettingsInvalid(f"SSFSERVE_SEED_DIR: {path}: {error}") from error
     if not result.created:

@@ -46,10 +46,40 @@ class Settings(BaseSettings):
 
     host: Annotated[str, Field(min_length=1, description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535, description="Port to listen on.")] = 8000
+    tls_cert: Annotated[
+        Path | None,
+        Field(description="The server's certificate with its chain, in PEM; clients then speak HTTPS only."),
+    ] = None
+    tls_key: Annotated[
+        Path | None, Field(description="The certificate's private key, in PEM without a password.")
+    ] = None
     allow_unauthenticated: Annotated[
         bool, Field(description="Listen beyond loopback although no API key exists.")
     ] = False
     replicas: Annotated[int, Field(ge=1, le=256, description="Engines, each in its own process.")] = 1
+
+    max_replicas: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=256,
+            description="Most engines; if more than `SSFSERVE_REPLICAS`, load decides how many run.",
+        ),
+    ] = None
+    target_ongoing: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Requests under way, waiting ones included, that load is to bring to each engine; "
+            "by default twice `SSFSERVE_MAX_BATCH`.",
+        ),
+    ] = None
+    scale_up_delay_ms: Annotated[
+        Milliseconds, Field(description="For how long more engines must be wanted before one starts.")
+    ] = 10_000
+    scale_down_delay_ms: Annotated[
+        Milliseconds, Field(description="For how long fewer must be wanted before one stops.")
+    ] = 300_000
 
     backbone: Annotated[str, Field(min_length=1, description="timm model name.")] = "vit_small_patch14_dinov2"
     backbone_source: Annotated[
@@ -102,6 +132,20 @@ class Settings(BaseSettings):
         ),
     ] = "embedded:"
     registry_poll_ms: Annotated[Milliseconds, Field(description="How often changes are looked for.")] = 200
+    lease_ms: Annotated[
+        Milliseconds,
+        Field(
+            description="How long a silent replica is waited for when an alias moves; never less than "
+            "five times `SSFSERVE_REGISTRY_POLL_MS`."
+        ),
+    ] = 10_000
+    when_cut_off: Annotated[
+        Literal["serve", "refuse"],
+        Field(
+            description="What a replica does with requests for an alias once it has not reached the registry "
+            "for its lease: go on with what it knows, or answer 503; see [operations.md](operations.md)."
+        ),
+    ] = "serve"
     seed_dir: Annotated[
         Path | None,
         Field(
@@ -143,6 +187,32 @@ class Settings(BaseSettings):
     max_queue_per_task: Annotated[
         int, Field(ge=1, description="Images of one task that may wait; the next gets 429.")
     ] = 256
+    key_images_per_second: Annotated[
+        float,
+        Field(
+            ge=0,
+            allow_inf_nan=False,
+            description="Images per second that each replica answers to one key, unless the key has a rate "
+            "of its own; 0: no limit. See [access.md](access.md).",
+        ),
+    ] = 0
+    key_max_concurrent: Annotated[
+        int,
+        Field(ge=0, description="Images of one key that may be under way in each replica; 0: no limit."),
+    ] = 0
+    task_images_per_second: Annotated[
+        float,
+        Field(
+            ge=0,
+            allow_inf_nan=False,
+            description="Images per second that each replica answers for one task; 0: no limit.",
+        ),
+    ] = 0
+    task_max_concurrent: Annotated[
+        int,
+        Field(ge=0, description="Images of one task that may be under way in each replica; 0: no limit."),
+    ] = 0
+    rate_burst_ms: Annotated[Milliseconds, Field(description="How much of a rate may come at once.")] = 1000
     request_timeout_ms: Annotated[
         Milliseconds, Field(description="Longest time for an answer; a client may ask for less.")
     ] = 30_000
@@ -189,6 +259,14 @@ class Settings(BaseSettings):
         return self.slots // 2 if self.max_pinned is None else self.max_pinned
 
     @property
+    def most_replicas(self) -> int:
+        return self.replicas if self.max_replicas is None else self.max_replicas
+
+    @property
+    def lease_seconds(self) -> float:
+        return max(self.lease_ms, 5 * self.registry_poll_ms) / 1000
+
+    @property
     def is_loopback(self) -> bool:
         """True where only this machine can connect. Names other than `localhost` are not looked up."""
         return is_local(self.host)
@@ -214,6 +292,12 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{PREFIX}MAX_PINNED must be less than {PREFIX}SLOTS, or nothing else can be loaded"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _most_are_not_fewer(self) -> Self:
+        if self.most_replicas < self.replicas:
+            raise ValueError(f"{PREFIX}MAX_REPLICAS must not be less than {PREFIX}REPLICAS")
         return self
 
     @classmethod

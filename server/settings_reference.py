@@ -31,9 +31,10 @@ server does not start on such an address while there is no key. Without keys, an
 only requests are answered whose `Host` and `Origin` name this machine: no web page can drive the server
 through a browser.
 
-A key has scopes (`predict`: predictions; `manage`: uploads, downloads, deletion, aliases, prefetch and pins;
-either shows tasks, the backbone and `/metrics`) and patterns of the tasks it covers. `/metrics` names tasks
-whatever the patterns. `/healthz`, `/readyz`, `/docs` and `/openapi.json` need no key.
+A key has scopes (`predict`: predictions; `manage`: uploads, downloads, deletion, aliases, prefetch, pins and
+the audit log; either shows tasks, the backbone and `/metrics`) and patterns of the tasks it covers.
+`/metrics` names tasks whatever the patterns. `/healthz`, `/readyz`, `/docs` and `/openapi.json` need no key.
+Limits of keys, TLS and the audit log are in [access.md](access.md).
 """
 
 

@@ -24,6 +24,12 @@ class WatchedCatalog(Protocol):
     @property
     def staleness_seconds(self) -> float: ...
 
+    @property
+    def events_applied(self) -> int: ...
+
+    @property
+    def is_cut_off(self) -> bool: ...
+
     def __len__(self) -> int: ...
 
 
@@ -54,6 +60,8 @@ class StateMetrics(Collector):
         yield _by(families.CACHE_BYTES, {Tier.HOST: state.host_bytes, Tier.DISK: state.disk_bytes})
         yield _by(families.DEVICE_MEMORY, self._device_memory())
         yield _one(families.STALENESS, self._catalog.staleness_seconds)
+        yield _one(families.EVENTS_APPLIED, self._catalog.events_applied)
+        yield _one(families.CUT_OFF, int(self._catalog.is_cut_off))
         yield _one(families.TASKS, len(self._catalog))
         yield self._backbone()
 

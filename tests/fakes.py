@@ -113,7 +113,7 @@ class FakeDevice:
             raise AdapterIncompatible("backbone", self.info.fingerprint, manifest.backbone.fingerprint)
         return FakeAdapter(hashlib.sha256(data).hexdigest(), manifest, payload, len(data))
 
-    def validate(self, data: bytes) -> Manifest:
+    def validate(self, data: bytes, *, new: bool = True) -> Manifest:
         adapter = self.fold(data)
         if adapter.payload.startswith(WRONG_PROBE):
             raise ProbeMismatch(1.0, 0.01)
@@ -213,8 +213,8 @@ class FakeEngine:
         logits = fake_logits(job.version.digest, job.version.manifest.num_classes, job.image)
         return Outcome(logits=logits, queue_seconds=0.001, compute_seconds=0.01, batch_size=1, batch_tasks=1)
 
-    async def validate(self, data: bytes) -> Manifest:
-        return self.device.validate(data)
+    async def validate(self, data: bytes, *, new: bool = True) -> Manifest:
+        return self.device.validate(data, new=new)
 
     async def prefetch(self, version: Version) -> Tier:
         self._refuse()

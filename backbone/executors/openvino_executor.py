@@ -11,6 +11,7 @@ measures.
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -124,8 +125,13 @@ class OpenVinoExecutor:
             )
             return [_Lane(compiled, size, backbone) for _ in range(count)]
 
-        self._alone, self._beside = lanes(1, 1, 2)
-        self._lanes = {size: lanes(size, self._streams, self._streams * _IN_FLIGHT) for size in PIECES}
+        with ThreadPoolExecutor(threads) as pool:  # each takes half a second, mostly in one thread
+            alone = pool.submit(lanes, 1, 1, 2)
+            pieces = {
+                size: pool.submit(lanes, size, self._streams, self._streams * _IN_FLIGHT) for size in PIECES
+            }
+            self._alone, self._beside = alone.result()
+            self._lanes = {size: made.result() for size, made in pieces.items()}
 
     def load(self, slot: int, adapter: FoldedAdapter) -> None:
         self.bank.write(slot, adapter.row)

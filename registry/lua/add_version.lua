@@ -1,7 +1,7 @@
--- ARGV 4…: task, digest, record, promote (1 or 0), object, whether the object is new (1 or 0), and for a copy
+-- ARGV 6…: task, digest, record, promote (1 or 0), object, whether the object is new (1 or 0), and for a copy
 -- from another registry the version's number, else nothing.
 -- A new object must still be announced in UPLOADS: if a sweep took it away, its bytes are gone.
-local task, digest, record, promote, object, is_new, given = unpack(ARGV, 4)
+local task, digest, record, promote, object, is_new, given = unpack(ARGV, 6)
 local replaced = ''
 local known = redis.call('HGET', DIGESTS, digest)
 local current = redis.call('HGET', BLOBS, digest)
@@ -48,7 +48,9 @@ if not known then
   redis.call('HINCRBY', USES, digest, 1)
   state.versions = state.versions + 1
   state.latest = math.max(state.latest or 0, tonumber(number))
-  emit('version_added', {'task', task, 'version', number, 'digest', digest})
+  local added = {'task', task, 'version', number, 'digest', digest}
+  emit('version_added', added)
+  audit('version_added', added)
 end
 
 local production = state.aliases['production']

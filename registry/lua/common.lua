@@ -1,8 +1,8 @@
 -- Comes before every script. KEYS are the names of registry/redis_keys.py, in its order; a script without a
--- task gets the first nine. ARGV of a script that writes begins with the time, a random tag and the length of
--- the stream. Times and tags stay text, because Lua's numbers would round them.
-local META, NAMES, NUMBERS, TASKS, EVENTS, KEYRING, USES, BLOBS, UPLOADS = unpack(KEYS, 1, 9)
-local VERSIONS, ORDER, DIGESTS, MOVES = unpack(KEYS, 10, 13)
+-- task gets the first ten. ARGV of a script that writes begins with the time, a random tag, the lengths of the
+-- two streams, and who makes the change. Times and tags stay text, because Lua's numbers would round them.
+local META, NAMES, NUMBERS, TASKS, EVENTS, KEYRING, USES, BLOBS, UPLOADS, AUDIT = unpack(KEYS, 1, 10)
+local VERSIONS, ORDER, DIGESTS, MOVES = unpack(KEYS, 11, 14)
 
 local function text(number)
   return string.format('%.0f', number)
@@ -15,6 +15,12 @@ local function emit(kind, fields)
   local id = text(redis.call('HINCRBY', META, 'events', 1)) .. '-' .. tag
   redis.call('XADD', EVENTS, 'MAXLEN', length, id, 'kind', kind, 'at', now, unpack(fields or {}))
   redis.call('HSET', META, 'last', id)
+end
+
+local function audit(action, fields)
+  local now, length, actor = ARGV[1], ARGV[4], ARGV[5]
+  local id = text(redis.call('HINCRBY', META, 'audits', 1)) .. '-0'
+  redis.call('XADD', AUDIT, 'MAXLEN', length, id, 'action', action, 'at', now, 'actor', actor, unpack(fields))
 end
 
 local function load_task(task)
@@ -38,6 +44,17 @@ local function count_moves(alias)
   return tonumber(redis.call('HGET', MOVES, alias) or 0)
 end
 
+-- Add the event and the audit entry of an alias that was moved.
+local function tell_alias(task, alias, version, kind, previous)
+  local fields = {'task', task, 'version', text(version), 'alias', alias, 'digest', digest_of(version)}
+  emit('alias_set', fields)
+  if previous then
+    fields[#fields + 1] = 'previous'
+    fields[#fields + 1] = text(previous)
+  end
+  audit(kind == 'set' and 'alias_set' or 'alias_rolled_back', fields)
+end
+
 -- Point an alias somewhere; the caller saves `state`. Returns the move as JSON.
 local function move_alias(task, state, alias, version, kind, undo)
   local position = count_moves(alias) + 1
@@ -45,8 +62,8 @@ local function move_alias(task, state, alias, version, kind, undo)
     version = version, previous = state.aliases[alias], moved = ARGV[1], kind = kind, undo = undo,
   })
   redis.call('HSET', MOVES, alias, text(position), alias .. ':' .. text(position), move)
+  tell_alias(task, alias, version, kind, state.aliases[alias])
   state.aliases[alias] = version
-  emit('alias_set', {'task', task, 'version', text(version), 'alias', alias, 'digest', digest_of(version)})
   return move
 end
 

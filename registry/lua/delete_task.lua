@@ -1,5 +1,5 @@
--- ARGV 4: task. Returns the objects whose bytes nobody has any more.
-local task = ARGV[4]
+-- ARGV 6: task. Returns the objects whose bytes nobody has any more.
+local task = ARGV[6]
 if redis.call('ZREM', NAMES, task) == 0 then
   return {'no task'}
 end
@@ -10,4 +10,5 @@ end
 redis.call('HDEL', TASKS, task)
 redis.call('UNLINK', VERSIONS, ORDER, DIGESTS, MOVES)
 emit('task_deleted', {'task', task})
+audit('task_deleted', {'task', task})
 return reply

@@ -1,5 +1,5 @@
--- ARGV 4…: task, version. Returns the object whose bytes nobody has any more.
-local task, version = unpack(ARGV, 4)
+-- ARGV 6…: task, version. Returns the object whose bytes nobody has any more.
+local task, version = unpack(ARGV, 6)
 local state = load_task(task)
 if not state then
   return {'no task'}
@@ -25,5 +25,7 @@ local latest = redis.call('ZREVRANGE', ORDER, 0, 0)[1]
 state.latest = latest and tonumber(latest)
 state.versions = state.versions - 1
 save_task(task, state)
-emit('version_deleted', {'task', task, 'version', version, 'digest', digest})
+local gone = {'task', task, 'version', version, 'digest', digest}
+emit('version_deleted', gone)
+audit('version_deleted', gone)
 return {'ok', release(digest)}

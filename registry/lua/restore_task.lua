@@ -1,6 +1,6 @@
--- ARGV 4…: task, when it was made, its last number, JSON of aliases with their moves, oldest first.
+-- ARGV 6…: task, when it was made, its last number, JSON of aliases with their moves, oldest first.
 -- Aliases that are there already must have the same past.
-local task, created, last, histories = unpack(ARGV, 4)
+local task, created, last, histories = unpack(ARGV, 6)
 local state = load_task(task)
 if not state then
   return {'no task'}
@@ -27,15 +27,14 @@ if tonumber(last) > tonumber(redis.call('HGET', NUMBERS, task) or 0) then
   redis.call('HSET', NUMBERS, task, last)
 end
 for alias, moves in pairs(histories) do
-  local newest = cjson.decode(moves[#moves]).version
+  local last_move = cjson.decode(moves[#moves])
+  local newest = last_move.version
   for position, move in ipairs(moves) do
     redis.call('HSET', MOVES, alias, text(position), alias .. ':' .. text(position), move)
   end
   if state.aliases[alias] ~= newest then
     state.aliases[alias] = newest
-    emit('alias_set', {
-      'task', task, 'version', text(newest), 'alias', alias, 'digest', digest_of(newest),
-    })
+    tell_alias(task, alias, newest, last_move.kind, last_move.previous)
   end
 end
 save_task(task, state)

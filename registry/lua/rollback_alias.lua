@@ -1,5 +1,5 @@
--- ARGV 4…: task, alias. Walks from the last move along `undo`, over versions that are gone.
-local task, alias = unpack(ARGV, 4)
+-- ARGV 6…: task, alias. Walks from the last move along `undo`, over versions that are gone.
+local task, alias = unpack(ARGV, 6)
 local state = load_task(task)
 if not state then
   return {'no task'}

@@ -1,5 +1,5 @@
--- ARGV 4…: task, alias, version, whether to compare (1 or 0), the version expected or nothing.
-local task, alias, version, compare, expected = unpack(ARGV, 4)
+-- ARGV 6…: task, alias, version, whether to compare (1 or 0), the version expected or nothing.
+local task, alias, version, compare, expected = unpack(ARGV, 6)
 local state = load_task(task)
 if not state then
   return {'no task'}

@@ -39,6 +39,7 @@ VERBS = {
     "rollback": Verb(CLIENT, "Point an alias at the version it named before."),
     "delete": Verb(CLIENT, "Delete a version, or a task with all its versions."),
     "predict": Verb("server.cli.predict", "Classify images."),
+    "audit": Verb("server.cli.audit", "Show who changed what: versions, aliases, tasks and keys."),
     "keys": Verb("server.cli.keys", "Make, list and delete API keys."),
     "registry": Verb("server.cli.registry", "Copy, check and clean a registry."),
 }  # in the order of `--help`

@@ -21,6 +21,10 @@ from server.cli.output import show_json, show_table
 
 app = typer.Typer()
 
+Wait = Annotated[
+    bool, typer.Option("--wait", help="Return only when no replica will answer with the old version.")
+]
+
 AdapterFile = Annotated[
     Path, typer.Argument(metavar="FILE", exists=True, dir_okay=False, readable=True, show_default=False)
 ]
@@ -79,26 +83,29 @@ def promote(
     expected: Annotated[
         int | None, typer.Option(min=1, help="Move it only if it names this version now.")
     ] = None,
+    wait: Wait = False,
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Point an alias at a version; `production` is the one that serves by default."""
     with connect(url, key) as client:
-        _show_move(task, client.promote(task, version, alias, expected=expected), as_json)
+        _show_move(task, client.promote(task, version, alias, expected=expected, wait=wait), as_json)
 
 
 @app.command()
 def rollback(
+    *,
     task: TaskName,
     alias: Alias = DEFAULT_ALIAS,
+    wait: Wait = False,
     url: Url = DEFAULT_URL,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Point an alias at the version it named before."""
     with connect(url, key) as client:
-        _show_move(task, client.rollback(task, alias), as_json)
+        _show_move(task, client.rollback(task, alias, wait=wait), as_json)
 
 
 @app.command()

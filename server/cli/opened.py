@@ -1,6 +1,8 @@
 """The registry, opened by verbs that need no server."""
 
 import asyncio
+import os
+import pwd
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 if TYPE_CHECKING:
+    from registry.models import Actor
     from registry.upkeep import KeptRegistry
 
 T = TypeVar("T")
@@ -31,6 +34,17 @@ def with_registry(
             return await action(found)
 
     return asyncio.run(run())
+
+
+def local_actor() -> "Actor":
+    """Return who runs this command: the user of this host, whatever the environment says."""
+    from registry.models import Actor
+
+    try:
+        name = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # a container's user need not have a name
+        name = str(os.getuid())
+    return Actor(kind="local", name=name)
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from server.cli.opened import DataDir, RegistryUrl, opened, with_registry
+from server.cli.opened import DataDir, RegistryUrl, local_actor, opened, with_registry
 from server.cli.output import printable, warn
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def copy(
     target: Annotated[str, typer.Argument(metavar="TO", help="Registry URL.", show_default=False)],
     data_dir: DataDir = None,
 ) -> None:
-    """Copy everything: files, versions with their numbers, aliases with their past, and API keys.
+    """Copy files, versions with their numbers, aliases with their past, and API keys; not the audit log.
 
     Write nothing to FROM meanwhile. It may be repeated after it was cut off.
     """
@@ -38,7 +38,7 @@ def copy(
 
         async with opened(target, data_dir) as to:
             with _progress() as done:
-                return await copy(from_, to, done)
+                return await copy(from_, to, done, by=local_actor())
 
     copied = with_registry(source, data_dir, run)
     typer.echo(f"{copied.tasks} tasks, {copied.versions} versions and {copied.keys} keys are there now")

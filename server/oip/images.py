@@ -30,6 +30,18 @@ UINT8, FP32 = np.dtype("uint8"), np.dtype("<f4")
 EXACT = 0.01
 
 
+def count_images(call: Call, settings: Settings) -> int:
+    """Return how many images a request says it has, before any is looked at.
+
+    Raises:
+        RequestInvalid, BatchTooLarge
+    """
+    shape = _only_input(call).shape
+    count = max(1, shape[0]) if shape else 1
+    _check_count(count, settings)
+    return count
+
+
 async def read_images(call: Call, parts: Parts) -> list[Image]:
     """Return the images of a request; the first that fails, fails all.
 

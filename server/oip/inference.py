@@ -11,7 +11,7 @@ from server.errors import OutputInvalid
 from server.middleware import exchange_of
 from server.oip.answering import probabilities_of, respond, wanted_outputs
 from server.oip.bodies import read_call
-from server.oip.images import read_images
+from server.oip.images import count_images, read_images
 from server.oip.together import together
 from server.parts import parts_of
 from server.routes.predict import patience_seconds
@@ -31,16 +31,19 @@ async def infer(request: Request, task: str, number: int | None = None) -> Respo
     version = await parts.catalog.resolve(task, number)
     exchange.task, exchange.version = task, version.version
     with parts.statistics.counting(version) as inference:
+        parts.quotas.refuse_spent(exchange.caller)
         call = await read_call(request, parts.settings)
         received = time.monotonic()
         wanted = wanted_outputs(call.json)
         if call.json.parameters.timeout:
             seconds = min(seconds, call.json.parameters.timeout / 1e6)
-        async with patience(request, seconds):
-            images = await read_images(call, parts)
-            inference.compute_input = time.monotonic() - received
-            jobs = [Job(version, image, received + seconds) for image in images]
-            outcomes = await together(parts.engine.predict(job) for job in jobs)
+        count = count_images(call, parts.settings)
+        with parts.quotas.key(exchange.caller, count), parts.quotas.task(task, count):
+            async with patience(request, seconds):
+                images = await read_images(call, parts)
+                inference.compute_input = time.monotonic() - received
+                jobs = [Job(version, image, received + seconds) for image in images]
+                outcomes = await together(parts.engine.predict(job) for job in jobs)
         inference.computed(outcomes)
         computed = time.monotonic()
         logits = np.stack([outcome.logits for outcome in outcomes])

@@ -48,14 +48,16 @@ async def predict(request: Request, task: TaskName) -> Response:
     exchange = exchange_of(request)
     query = query_of(request, PredictQuery)
     seconds = patience_seconds(request, parts)
-    chosen = await parts.catalog.resolve(task, query.version, query.alias)
-    exchange.task, exchange.version = task, chosen.version
-    data, content_type = await read_image(request, parts)
-    received = time.monotonic()
-    async with patience(request, seconds):
-        image = await parts.decoder.decode(data, content_type)
-        decoded = time.monotonic()
-        outcome = await parts.engine.predict(Job(chosen, image, received + seconds))
+    with parts.quotas.key(exchange.caller):
+        chosen = await parts.catalog.resolve(task, query.version, query.alias)
+        exchange.task, exchange.version = task, chosen.version
+        with parts.quotas.task(task):
+            data, content_type = await read_image(request, parts)
+            received = time.monotonic()
+            async with patience(request, seconds):
+                image = await parts.decoder.decode(data, content_type)
+                decoded = time.monotonic()
+                outcome = await parts.engine.predict(Job(chosen, image, received + seconds))
     content = answer(chosen, outcome.logits, top_k=query.top_k, with_logits=query.logits)
     parts.metrics.observe_prediction(task, content["predictions"][0]["probability"], exchange.seconds)
     return json_response(content, headers={"server-timing": server_timing(decoded - received, outcome)})

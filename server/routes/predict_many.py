@@ -34,7 +34,9 @@ router = APIRouter(prefix="/v1", tags=["predict"])
     "/predict",
     dependencies=[PREDICT],
     response_model=list[Row | RowError],
-    responses=openapi.problems(*openapi.COMMON, *openapi.BODY, *openapi.FORM, *openapi.BATCH),
+    responses=openapi.problems(
+        *openapi.COMMON, *openapi.BODY, *openapi.FORM, *openapi.BATCH, *openapi.LIMITS
+    ),
     openapi_extra=DOCUMENTED,
 )
 async def predict_many(request: Request) -> Response:
@@ -42,12 +44,15 @@ async def predict_many(request: Request) -> Response:
 
     A form has fields `images` and `tasks`, each as often as wanted; every image meets every task, images
     first. A row that fails says so in its place, with the status it would have had alone; the others are
-    answered. `task@alias` and `task:version` choose a version.
+    answered. A limit of the key refuses the whole request, one of a task the task's rows. `task@alias` and
+    `task:version` choose a version.
     """
     parts, exchange = parts_of(request), exchange_of(request)
     query = query_of(request, Shown)
     seconds = patience_seconds(request, parts)
+    parts.quotas.refuse_spent(exchange.caller)
     batch = await read_batch(request, parts.settings)
     rows = Rows(parts, exchange, query, time.monotonic() + seconds)
-    async with patience(request, None):  # each row keeps the deadline itself
-        return json_response(await rows.answer(batch))
+    with parts.quotas.key(exchange.caller, len(batch.pairs)):
+        async with patience(request, None):  # each row keeps the deadline itself
+            return json_response(await rows.answer(batch))

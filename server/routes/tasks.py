@@ -58,7 +58,7 @@ async def get_task(request: Request, task: TaskName) -> TaskDetail:
 async def delete_task(request: Request, task: TaskName) -> Response:
     """Delete a task with all its versions and aliases. Accepted requests are still answered."""
     parts = parts_of(request)
-    await parts.registry.delete_task(task)
+    await parts.registry.delete_task(task, by=exchange_of(request).actor)
     await parts.catalog.catch_up()
     return Response(status_code=204)
 

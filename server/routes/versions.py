@@ -62,7 +62,9 @@ async def upload(request: Request, task: TaskName) -> Response:
     parts, query = parts_of(request), query_of(request, Upload)
     data = await _read_adapter(request, parts)
     manifest = await parts.engine.validate(data)
-    version, created = await parts.registry.add_version(task, data, manifest, promote=query.promote)
+    version, created = await parts.registry.add_version(
+        task, data, manifest, promote=query.promote, by=exchange_of(request).actor
+    )
     await parts.catalog.catch_up()
     exchange_of(request).version = version.version
     served = parts.catalog.find_alias(task, PRODUCTION)
@@ -100,7 +102,7 @@ async def download(request: Request, task: TaskName, version: VersionNumber) -> 
     """Download the file as it was uploaded. The entity tag is its digest."""
     parts = parts_of(request)
     found = await parts.registry.get_version(task, version)
-    headers = {"etag": f'"{found.digest}"'}
+    headers = {"etag": f'"{found.digest}"', "cache-control": "private, no-cache"}
     if headers["etag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     headers["content-disposition"] = f'attachment; filename="{task}-{version}.safetensors"'
@@ -116,7 +118,7 @@ async def download(request: Request, task: TaskName, version: VersionNumber) -> 
 async def delete_version(request: Request, task: TaskName, version: VersionNumber) -> Response:
     """Delete a version that no alias names. Accepted requests are still answered."""
     parts = parts_of(request)
-    await parts.registry.delete_version(task, version)
+    await parts.registry.delete_version(task, version, by=exchange_of(request).actor)
     await parts.catalog.catch_up()
     return Response(status_code=204)
 

@@ -5,7 +5,16 @@ from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from registry import AliasConflict, EmbeddedRegistry, Event, KeptRegistry, Registry, open_registry
+from registry import (
+    START,
+    AliasConflict,
+    EmbeddedRegistry,
+    Event,
+    KeptRegistry,
+    Lease,
+    Registry,
+    open_registry,
+)
 from tests.builders import make_blob, make_manifest
 
 REDIS_URL = "redis-url"  # file in a test's directory that leads other processes to the server
@@ -81,3 +90,18 @@ async def follow(registry: Registry, cursor: str, count: int) -> list[Event]:
     while len(seen) < count:
         seen += await registry.events(seen[-1].cursor if seen else cursor, limit=3)
     return seen
+
+
+async def tell(registry: Registry, replica: str, beats: int) -> None:
+    for beat in range(1, beats + 1):
+        await registry.put_lease(Lease(replica=replica, cursor=START, beat=beat, seconds=1))
+
+
+async def drop_all(registry: Registry, _: str, rounds: int) -> dict[str, int]:
+    """Drop whatever is listed, over and over; return the last beat dropped of each replica."""
+    dropped: dict[str, int] = {}
+    for _round in range(rounds):
+        for lease in await registry.leases():
+            if await registry.drop_lease(lease):
+                dropped[lease.replica] = lease.beat
+    return dropped

@@ -70,13 +70,13 @@ async def test_all_keys_are_in_one_slot_and_named_as_documented(
     names = {key.decode().removeprefix(raw.key("")) for key in found}
     object_ = raw.object((await registry.get_version("pets", 1)).digest)
     assert names == {
-        *("meta", "names", "numbers", "tasks", "events", "uses", "blobs"),
+        *("meta", "names", "numbers", "tasks", "events", "uses", "blobs", "audit"),
         *("versions:pets", "order:pets", "digests:pets", "moves:pets"),
         f"object:{object_}",
     }
     await registry.delete_task("pets")
     left = redis.command("KEYS", raw.key("*")).split(b"\r\n")[2::2]
-    assert {key.decode().removeprefix(raw.key("")) for key in left} == {"meta", "numbers", "events"}
+    assert {key.decode().removeprefix(raw.key("")) for key in left} == {"meta", "numbers", "events", "audit"}
 
 
 class TestBytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from registry import START, ApiKey, EventKind, KeptRegistry, KeyConflict, RestoreConflict, TaskNotFound
+from registry import START, Actor, ApiKey, EventKind, KeptRegistry, KeyConflict, RestoreConflict, TaskNotFound
 from registry.checking import check
 from registry.copying import Copied, copy
 from tests.builders import make_blob, make_manifest
@@ -141,9 +141,9 @@ class TestCopy:
 
         real = other.restore_past
 
-        async def restore_past(past: object) -> None:
+        async def restore_past(past: object, *, by: Actor) -> None:
             await asyncio.gather(*written)
-            await real(past)  # type: ignore[arg-type]
+            await real(past, by=by)  # type: ignore[arg-type]
 
         other.restore_past = restore_past  # type: ignore[method-assign]
         assert (await copy(registry, other, interfere)).changed

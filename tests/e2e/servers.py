@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -49,6 +50,7 @@ class Server:
     process: subprocess.Popen[bytes]
     url: str
     log: Path
+    verify: str | None = None
     seen: set[tuple[int, str]] = field(default_factory=set)
 
     @property
@@ -73,7 +75,8 @@ class Server:
         assert self.process.poll() is None, f"the server ended at its start:\n{self.output}"
         self.look()
         with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200
+            trusted = ssl.create_default_context(cafile=self.verify) if self.verify else True
+            return httpx.get(f"{self.url}/readyz", timeout=2, verify=trusted).status_code == 200
         return False
 
     def wait_gone(self, seconds: float = STOP_SECONDS) -> None:
@@ -90,9 +93,14 @@ class Server:
 
 
 @contextlib.contextmanager
-def started(folder: Path, **settings: object) -> Iterator[Server]:
-    """Start a server whose data is in `folder`, wait until it is ready, and stop it if it still runs."""
+def started(folder: Path, *, verify: str | None = None, **settings: object) -> Iterator[Server]:
+    """Start a server whose data is in `folder`, wait until it is ready, and stop it if it still runs.
+
+    With TLS, `verify` is the file of the authority to trust.
+    """
     server = spawn(folder, **settings)
+    if verify is not None:
+        server.verify, server.url = verify, server.url.replace("http:", "https:")
     try:
         eventually(lambda: server.is_ready() and "\ntry " in server.output, START_SECONDS, "the start")
         yield server

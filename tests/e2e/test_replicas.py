@@ -1,4 +1,4 @@
-"""A server with two replicas, from start through a crash to an orderly stop, and its data after a restart."""
+"""A server with two replicas and room for a third: crash, rolling restart, scaling, stop, and its data."""
 
 import asyncio
 import json
@@ -12,11 +12,21 @@ from typing import Self
 import httpx
 import pytest
 
+from server.run_dir import RESTART
 from tests.e2e.adapters import Known, make_png
 from tests.e2e.calls import Json, check_answer, in_parallel, load, predict, samples, upload
-from tests.e2e.servers import STOP_SECONDS, Server, eventually, started
+from tests.e2e.servers import START_SECONDS, STOP_SECONDS, Server, eventually, started
 
 pytestmark = pytest.mark.e2e
+
+SCALING = {
+    "max_replicas": 3,
+    "target_ongoing": 4,
+    "scale_up_delay_ms": 100,
+    "scale_down_delay_ms": 500,
+    "body_timeout_ms": 200_000,
+}
+LOST = {(502, "replica_lost"), (503, "no_replica")}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +36,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pair(folder: Path) -> Iterator[Server]:
-    with started(folder, replicas=2, registry_poll_ms=50) as running:
+    with started(folder, replicas=2, registry_poll_ms=50, **SCALING) as running:
         yield running
 
 
@@ -44,7 +54,7 @@ async def test_upload_at_one_replica_is_served_by_both_and_metrics_are_exact(
     await upload(fresh, "cats", cats.data)
     image = make_png(1)
     before: dict[str, float] = {}
-    while set(before) != {"0", "1"}:  # HAProxy learns of the second a moment after the first
+    while len(before) != 2:  # HAProxy learns of the second a moment after the first
         await in_parallel([lambda: predict(fresh, "cats", image)] * 3, width=3)
         before = await _answered(fresh)
     answers = await in_parallel([lambda: predict(fresh, "cats", image)] * 40, width=8)
@@ -73,10 +83,63 @@ async def test_replica_that_is_killed_comes_back(pair: Server, fresh: httpx.Asyn
         await under_way.more(50)
     failed = [answer for answer in under_way.results if answer is None or answer.status_code != 200]
     assert len(failed) <= 8, "more than what was under way failed"
-    assert all(answer is None or answer.status_code in {500, 502, 503} for answer in failed)
+    for answer in failed:
+        assert answer is None or (answer.status_code, answer.json()["error_type"]) in LOST
     await asyncio.to_thread(
         eventually, lambda: len(pair.pids("ray::ServeReplica")) == 2, STOP_SECONDS, "the new replica"
     )
+
+
+async def test_rolling_restart_fails_no_request_and_counts_each_once(
+    pair: Server, fresh: httpx.AsyncClient, cats: Known
+) -> None:
+    image = make_png(4)
+    before = set(pair.pids("ray::ServeReplica"))
+
+    async with load(lambda _: predict(fresh, "cats", image), width=4) as under_way:
+        await under_way.more(10)
+        pair.process.send_signal(RESTART)
+        await asyncio.to_thread(
+            eventually, lambda: "all replicas were replaced" in pair.output, STOP_SECONDS, "the restart"
+        )
+        await under_way.more(10)
+    for answer in under_way.results:
+        check_answer(answer, cats, image)
+    after = set(pair.pids("ray::ServeReplica"))
+    assert len(after - before) == 2
+
+    counted = await _answered(fresh)
+    await in_parallel([lambda: predict(fresh, "cats", image)] * 20, width=4)
+    again = await _answered(fresh)
+    assert again.keys() == counted.keys(), "a counter belongs to one process"
+    assert sum(again.values()) - sum(counted.values()) == 20
+
+
+async def test_load_brings_a_third_replica_and_its_end_takes_it_away(
+    pair: Server, fresh: httpx.AsyncClient, cats: Known
+) -> None:
+    image = make_png(5)
+    held = [await RawRequest.begin(pair, image) for _ in range(12)]
+    await until_answering(pair, fresh, 3)
+    for request in held:
+        status, body = await request.finish()
+        assert (status, body["digest"]) == (200, cats.digest)
+    async with load(lambda _: predict(fresh, "cats", image), width=1) as trickle:
+        await until_answering(pair, fresh, 2)
+        await trickle.more(5)
+    for answer in trickle.results:
+        check_answer(answer, cats, image)
+
+
+async def until_answering(server: Server, client: httpx.AsyncClient, count: int) -> None:
+    """Wait until so many replicas run, and each says that it does."""
+    await asyncio.to_thread(
+        eventually, lambda: len(server.pids("ray::ServeReplica")) == count, START_SECONDS, "scaling"
+    )
+    found: set[str] = set()
+    while len(found) < count:
+        listed = (await client.get("/v1/replicas")).json()["replicas"]
+        found |= {replica["replica"] for replica in listed if replica["answers"]}
 
 
 async def test_stop_answers_what_is_in_flight_and_the_data_survives(

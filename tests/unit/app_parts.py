@@ -23,6 +23,7 @@ from server.auth import Scope, hash_token
 from server.catalog import Catalog
 from server.contracts import Image
 from server.errors import ImageInvalid, ImageTooLarge, ImageTypeUnsupported
+from server.events import Refused
 from server.image_types import ImageType, declared_type, sniff
 from server.parts import Phase, Readiness
 from server.settings import Settings
@@ -105,6 +106,7 @@ class FakeMetrics:
     requests: list[tuple[str, str, int]] = field(default_factory=list)
     predictions: list[tuple[str, float]] = field(default_factory=list)
     failures: list[tuple[str, int]] = field(default_factory=list)
+    refusals: Counter[str] = field(default_factory=Counter)
 
     def observe_request(self, route: str, method: str, status: int, seconds: float) -> None:
         assert seconds >= 0
@@ -116,6 +118,9 @@ class FakeMetrics:
 
     def observe_failure(self, task: str, status: int) -> None:
         self.failures.append((task, status))
+
+    def observe_refused(self, reason: Refused, images: int) -> None:
+        self.refusals[reason] += images
 
     def render(self) -> tuple[bytes, str]:
         return b"ssfserve_up 1\n", "text/plain; version=1.0.0"

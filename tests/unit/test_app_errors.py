@@ -92,6 +92,36 @@ async def test_another_request_id_is_replaced(world: World, given: str) -> None:
     assert made != second.headers["x-request-id"]
 
 
+async def test_every_answer_tells_browsers_to_keep_and_do_nothing(world: World) -> None:
+    for path in (
+        "/healthz",
+        "/nothing",
+        "/v1/tasks",
+        "/v1/tasks/boats",
+        "/metrics",
+        "/docs",
+        "/openapi.json",
+    ):
+        headers = (await world.client.get(path)).headers
+        assert headers["x-content-type-options"] == "nosniff", path
+        assert headers["x-frame-options"] == "DENY", path
+        assert headers["referrer-policy"] == "no-referrer", path
+        assert headers["cross-origin-resource-policy"] == "same-origin", path
+        assert headers["cache-control"] == "no-store", path
+        assert headers["content-security-policy"].startswith("default-src 'none';"), path
+    world.engine.error = RuntimeError()
+    bug = await world.client.post(PREDICT, content=JPEG)
+    assert (bug.status_code, bug.headers["cache-control"]) == (500, "no-store")
+
+
+async def test_an_adapter_file_may_be_kept_by_who_may_have_it(world: World) -> None:
+    url = "/v1/tasks/pets/versions/1/adapter"
+    first = await world.client.get(url)
+    assert first.headers.get_list("cache-control") == ["private, no-cache"]
+    again = await world.client.get(url, headers={"if-none-match": first.headers["etag"]})
+    assert (again.status_code, again.headers["cache-control"]) == (304, "private, no-cache")
+
+
 async def test_errors_carry_the_request_id_too(world: World) -> None:
     for path in ("/nothing", "/v1/tasks/boats"):
         response = await world.client.get(path, headers={"x-request-id": "abc"})

@@ -1,5 +1,6 @@
 """What `/docs` says is true and complete, and the application is light."""
 
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -29,7 +30,9 @@ CONTRACT = {
     "POST /v1/tasks/{task}/prefetch",
     "PUT /v1/tasks/{task}/pin",
     "DELETE /v1/tasks/{task}/pin",
+    "GET /v1/audit",
     "GET /v1/backbone",
+    "GET /v1/replicas",
     "GET /healthz",
     "GET /readyz",
     "GET /metrics",
@@ -129,10 +132,24 @@ def references(node: object) -> Iterator[str]:
             yield from references(value)
 
 
-async def test_the_docs_page_is_there(world: World) -> None:
-    response = await world.client.get("/docs")
-    assert response.status_code == 200
-    assert "ssfserve" in response.text
+async def test_the_docs_page_and_all_it_needs_is_there(world: World) -> None:
+    """Nothing comes from elsewhere, and nothing that is written in the page itself may run."""
+    page = await world.client.get("/docs")
+    assert page.status_code == 200
+    assert "ssfserve" in page.text
+    assert not re.search(r"https?://|<script>|<style>|style=", page.text)
+    linked = re.findall(r'(?:src|href)="(/[^"]+)"', page.text)
+    assert len(linked) == 3
+    for path in linked:
+        asset = await world.client.get(path)
+        assert (asset.status_code, asset.headers["cache-control"]) == (200, "public, max-age=86400"), path
+        assert asset.headers["content-type"].startswith("text/css" if path.endswith(".css") else "text/java")
+    policy = page.headers["content-security-policy"]
+    assert "script-src 'self';" in policy
+    assert "unsafe-eval" not in policy
+    start = (await world.client.get("/docs/start.js")).text
+    assert '"/openapi.json"' in start
+    assert "validatorUrl: null" in start, "or the page would ask another server about this one"
 
 
 @pytest.mark.parametrize("module", ["server.app", "server.settings", "server.catalog"])

@@ -1,5 +1,68 @@
-from benchmarks.report import PAGE, page
+import json
+from typing import Any
+from xml.etree import ElementTree
+
+from benchmarks.charts import HEIGHT, WIDTH, Chart
+from benchmarks.common import RESULTS, load
+from benchmarks.matrix_page import charts
+from benchmarks.report import CHARTS, PAGE, matrix, page, pictures
+
+MADE_BY = "run `python -m benchmarks.report`"
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def row(batch: int, executor: str, mix: str, images_per_s: float) -> dict[str, Any]:
+    return {
+        "model": "a<b", "batch": batch, "rounds": 3, "dtype": "bfloat16", "executor": executor, "mix": mix,
+        "images_per_s": images_per_s, "vs_plain_best": images_per_s / 100, "vs_identical": 0.99,
+        "of_floor": 0.5, "floor_ms": 1.0, "tflop_per_s": 2.0, "gb_per_s": 3.0, "load": 1.0,
+    }  # fmt: skip
+
+
+ROWS = [
+    row(1, "plain", "openvino", 100.0), row(1, "openvino", "distinct", 90.0),
+    row(16, "plain", "openvino", 100.0), row(16, "openvino", "distinct", 120.0),
+    {"model": "strange", "batch": 0, "unsupported": "of no family"},
+]  # fmt: skip
 
 
 def test_the_page_is_made_from_the_committed_rows() -> None:
-    assert PAGE.read_text() == page(), "run `python -m benchmarks.report`"
+    assert PAGE.read_text() == page(), MADE_BY
+
+
+def test_the_charts_are_made_from_the_committed_rows_and_all_are_shown() -> None:
+    made = pictures()
+    assert {path.name: path.read_text() for path in CHARTS.glob("*")} == made, MADE_BY
+    assert all(f"(charts/{name})" in PAGE.read_text() for name in made)
+
+
+def test_every_row_says_where_it_was_measured() -> None:
+    names = {path.stem for path in RESULTS.glob("*.json")}
+    assert {"tax", "today", "scale", "http", "decode"} <= names
+    for name in names:
+        for found in load(name):
+            assert {"commit", "date", "host", "cores", "torch"} <= found.keys(), (name, found)
+
+
+def test_a_chart_draws_each_line_inside_its_frame_and_names_it() -> None:
+    picture = ElementTree.fromstring(charts(ROWS)["tax"].svg())
+    (line,) = picture.iter(f"{SVG}polyline")
+    places = [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
+    assert len(places) == 2 and all(0 < x < WIDTH and 0 < y < HEIGHT for x, y in places)
+    assert places[0][0] < places[1][0] and places[0][1] > places[1][1]  # larger is further right, and higher
+    assert "a<b" in {text.text for text in picture.iter(f"{SVG}text")}
+
+
+def test_a_chart_of_one_batch_is_drawn() -> None:
+    assert "polyline" in Chart("one", "y", {"m": [(16, 0.9)]}, level=1.0).svg()
+
+
+def test_the_matrix_has_a_line_a_case_and_names_what_does_not_run() -> None:
+    text = matrix(json.loads(json.dumps(ROWS)))
+    lines = [line for line in text.splitlines() if line.startswith("| a<b")]
+    assert [line.split(" | ")[1] for line in lines] == ["1", "16"]
+    assert "1.20" in lines[1] and "Not yet supported: strange." in text
+
+
+def test_a_matrix_of_nothing_but_unsupported_models_is_told() -> None:
+    assert "Not yet supported: strange." in matrix(ROWS[-1:])

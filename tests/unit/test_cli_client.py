@@ -3,6 +3,8 @@
 import asyncio
 import hashlib
 import json
+import os
+import pwd
 import re
 import socket
 import subprocess
@@ -169,7 +171,8 @@ def test_promote_and_rollback_move_an_alias(ask: Run, served: ServedWorld) -> No
         served.do(served.world.add("pets", payload))
     assert ask("promote", "pets", 2).out == "pets: production is version 2 (was version 1)\n"
     assert ask("promote", "pets", 1, "--alias", "canary").out == "pets: canary is version 1\n"
-    assert ask("rollback", "pets").out == "pets: production is version 1 (was version 2)\n"
+    assert "confirmed_by" in ask("promote", "pets", 2, "--wait", "--json").out
+    assert ask("rollback", "pets", "--wait").out == "pets: production is version 1 (was version 2)\n"
     assert served.do(served.world.registry.get_task("pets")).aliases == {"production": 1, "canary": 1}
     again = json.loads(ask("promote", "pets", 2, "--json").out)
     assert (again["alias"], again["version"], again["previous"]) == ("production", 2, 1)
@@ -303,7 +306,8 @@ def test_url_and_key_come_from_the_environment_too(
 
 def test_keys_are_made_listed_and_deleted(run: Run, tmp_path: Path) -> None:
     scopes = ("--scope", "manage", "--scope", "predict")
-    made = run("keys", "add", "ci", *scopes, "--task", "pets*", "--data-dir", tmp_path)
+    limits = ("--rate", 0.5)
+    made = run("keys", "add", "ci", *scopes, *limits, "--task", "pets*", "--data-dir", tmp_path)
     token = made.out.strip()
     assert (made.code, made.err) == (0, "")
     assert len(token) > 40
@@ -318,15 +322,68 @@ def test_keys_are_made_listed_and_deleted(run: Run, tmp_path: Path) -> None:
     (key,) = asyncio.run(stored())
     assert key.secret_hash == hashlib.sha256(token.encode()).hexdigest()
     assert (key.name, key.scopes, key.tasks) == ("ci", {"manage", "predict"}, ("pets*",))
+    assert (key.images_per_second, key.max_concurrent) == (0.5, None)
     listed = run("keys", "list", "--data-dir", tmp_path).out
-    assert listed.splitlines()[1].split()[:4] == ["ci", "manage", "predict", "pets*"]
+    assert listed.splitlines()[1].split()[:7] == [
+        "ci",
+        key.id,
+        "manage",
+        "predict",
+        "pets*",
+        "0.5",
+        "default",
+    ]
     as_json = run("keys", "list", "--data-dir", tmp_path, "--json").out
     assert json.loads(as_json)[0]["tasks"] == ["pets*"]
+    assert json.loads(as_json)[0]["id"] == key.id
     assert token not in listed + as_json
     assert key.secret_hash not in listed + as_json
     assert "exists" in run("keys", "add", "ci", "--data-dir", tmp_path).err
     assert run("keys", "delete", "ci", "--data-dir", tmp_path).out == "deleted key ci\n"
     assert run("keys", "delete", "ci", "--data-dir", tmp_path).code == 1
+
+
+def test_the_audit_log_is_read_from_the_registry_and_from_a_server(run: Run, tmp_path: Path) -> None:
+    user = pwd.getpwuid(os.getuid()).pw_name
+    token = run("keys", "add", "boss", "--scope", "manage", "--data-dir", tmp_path).out.strip()
+    with ServedWorld(tmp_path) as served:
+        remote = ("--url", served.url, "--key", token)
+        file = tmp_path / "pets.safetensors"
+        file.write_bytes(make_adapter_file(b"pets"))
+        assert run("push", file, "--task", "pets", *remote).code == 0
+        seen = run("audit", *remote)
+        assert seen.code == 0
+        head, alias, version, key = seen.out.splitlines()
+        assert head.split() == ["WHEN", "WHO", "ACTION", "WHAT", "DIGEST"]
+        assert re.search(r"Z  key boss \([0-9a-f]{12}\)  alias_set +pets production=1  +[0-9a-f]{64}$", alias)
+        assert re.search(r"version_added +pets:1 ", version)
+        assert re.search(rf"Z  local {user} +key_added +boss$", key)
+        assert run("audit", "--data-dir", tmp_path).out == seen.out
+        assert len(run("audit", "--task", "pets", "--limit", 1, *remote).out.splitlines()) == 2
+        whole = json.loads(run("audit", "--json", *remote).out)
+        assert [entry["number"] for entry in whole] == [3, 2, 1]
+        assert json.loads(run("audit", "--json", "--data-dir", tmp_path).out) == whole
+
+
+def test_a_file_keeps_the_token_of_its_key(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+
+    def keep() -> str:
+        made = run("keys", "add", "prometheus", "--task", "-", "--to", file, "--data-dir", tmp_path)
+        assert made == (0, "", "")
+        return file.read_text()
+
+    first = keep()
+    assert len(first.strip()) > 40
+    assert keep() == first
+    file.write_text("another")
+    second = keep()
+    assert second not in {first, "another"}
+    run("keys", "delete", "prometheus", "--data-dir", tmp_path)
+    assert keep() != second, "no key knew it any more"
+    listed = json.loads(run("keys", "list", "--data-dir", tmp_path, "--json").out)
+    assert [(key["name"], key["tasks"]) for key in listed] == [("prometheus", ["-"])]
+    assert [path.name for path in tmp_path.glob(".token*")] == []
 
 
 def test_a_key_opens_a_server_on_the_same_registry(run: Run, tmp_path: Path) -> None:

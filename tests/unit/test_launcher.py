@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,15 +22,25 @@ from server.run_dir import RunDir
 from server.settings import Settings
 
 RAY_CONFIG = """\
+global
+    nbthread 2
+defaults
+    mode http
+    errorfile 502 /tmp/x/500.http
+    errorfile 503 /tmp/x/500.http
 frontend prometheus
     bind :20001
     mode http
 frontend http_frontend
-    bind 0.0.0.0:8000
+    bind 127.0.0.1:8000
+    default_backend default_backend
+backend default_backend
+    http-request return status 404 content-type text/plain lf-string "Path not found."
 listen stats
   bind *:20002
   stats enable
 """
+FRONT = haproxy.Front(host="0.0.0.0", port=8000, folder="/run/front", tls=False)
 
 
 def settings(**given: object) -> Settings:
@@ -45,11 +55,11 @@ def run() -> Iterator[RunDir]:
 
 
 def test_haproxy_offers_its_insides_on_loopback_only() -> None:
-    closed = haproxy.close_binds(RAY_CONFIG)
+    closed = haproxy.change(RAY_CONFIG, FRONT)
     assert "    bind 127.0.0.1:20001\n" in closed
     assert "  bind 127.0.0.1:20002\n" in closed
-    assert "    bind 0.0.0.0:8000\n" in closed, "where clients come in stays as it was asked for"
-    assert haproxy.close_binds(closed) == closed
+    assert "    bind 0.0.0.0:8000\n" in closed, "clients come in where it was asked for"
+    assert haproxy.change(closed, FRONT) == closed
 
 
 def test_templates_of_this_ray_have_the_binds_that_are_closed() -> None:
@@ -61,15 +71,18 @@ def test_templates_of_this_ray_have_the_binds_that_are_closed() -> None:
     for name, port in (("metrics_port", "20001"), ("stats_port", "20002")):
         templates = templates.replace(f"{{{{ config.{name} }}}}", port)
     assert [port for _, _, port in haproxy.OPEN_BIND.findall(templates)] == ["20001", "20002"]
+    bind = "bind {{ config.frontend_host }}:{{ config.frontend_port }}"
+    assert len(haproxy.FRONTEND.findall(templates.replace(bind, "bind 127.0.0.1:8000"))) == 1
 
 
 def test_script_becomes_the_binary_with_a_closed_configuration(tmp_path: Path) -> None:
     config, script = tmp_path / "haproxy.cfg", tmp_path / "haproxy"
     config.write_text(RAY_CONFIG)
-    haproxy.write_script(script, "/bin/echo")
+    front = replace(FRONT, folder=str(tmp_path))
+    haproxy.write_script(script, "/bin/echo", front)
     told = subprocess.run([script, "-db", "-f", config], capture_output=True, text=True, check=True)
     assert told.stdout.split() == ["-db", "-f", str(config)]
-    assert config.read_text() == haproxy.close_binds(RAY_CONFIG)
+    assert config.read_text() == haproxy.change(RAY_CONFIG, front)
 
 
 def test_servers_on_one_host_share_no_port() -> None:
@@ -97,6 +110,16 @@ def test_port_in_use_is_passed_over() -> None:
 
 def single_ports(chosen: ports.Ports) -> set[int]:
     return {value for value in astuple(chosen) if isinstance(value, int)}
+
+
+def test_only_with_a_certificate_clients_speak_tls() -> None:
+    plain, secured = (haproxy.change(RAY_CONFIG, replace(FRONT, tls=tls)) for tls in (False, True))
+    assert " ssl " not in plain
+    assert "strict-transport-security" not in plain
+    assert "bind 0.0.0.0:8000 ssl crt /run/front/tls.pem " in secured
+    assert "strict-transport-security" in secured
+    six = haproxy.change(RAY_CONFIG, replace(FRONT, host="::"))
+    assert "    bind [::]:8000\n" in six
 
 
 def test_taken_port_is_refused_with_its_name() -> None:
@@ -192,6 +215,7 @@ def test_replicas_share_the_cores() -> None:
     assert with_threads(settings(replicas=cores)).threads == 1
     assert with_threads(settings(replicas=cores * 4)).decode_threads == 1
     assert with_threads(settings(threads=3)).threads == 3
+    assert with_threads(settings(max_replicas=cores)).threads == 1, "as many as there may be"
 
 
 @pytest.mark.parametrize(
@@ -200,6 +224,7 @@ def test_replicas_share_the_cores() -> None:
 )
 def test_replicas_share_the_gpus(replicas: int, gpus: int, share: float) -> None:
     assert gpu_share(settings(replicas=replicas), gpus) == share
+    assert gpu_share(settings(replicas=1, max_replicas=replicas), gpus) == share
     assert gpu_share(settings(replicas=replicas, device="cpu"), gpus) == 0
 
 

@@ -70,6 +70,8 @@ def test_unknown_variable_stops_the_start(monkeypatch: pytest.MonkeyPatch, name:
         ("BACKBONE_SOURCE", "ofline", "SSFSERVE_BACKBONE_SOURCE: is neither auto, hub, offline nor a file"),
         ("SEED_DIR", "/nowhere", "SSFSERVE_SEED_DIR: is not a directory"),
         ("MAX_PINNED", "64", "SSFSERVE_MAX_PINNED must be less than SSFSERVE_SLOTS"),
+        ("MAX_REPLICAS", "0", "SSFSERVE_MAX_REPLICAS: .*greater than or equal to 1"),
+        ("WHEN_CUT_OFF", "hope", "SSFSERVE_WHEN_CUT_OFF: .*'serve' or 'refuse'"),
     ],
 )
 def test_wrong_value_is_named_with_its_reason(
@@ -152,6 +154,20 @@ def test_settings_are_frozen_and_travel_between_processes() -> None:
     with pytest.raises(ValidationError):
         settings.port = 10  # type: ignore[misc]
     assert pickle.loads(pickle.dumps(settings)) == settings
+
+
+def test_there_may_not_be_fewer_replicas_than_there_must() -> None:
+    assert Settings.load({"replicas": 3}).most_replicas == 3
+    assert Settings.load({"replicas": 2, "max_replicas": 3}).most_replicas == 3
+    with pytest.raises(
+        SettingsInvalid, match="SSFSERVE_MAX_REPLICAS must not be less than SSFSERVE_REPLICAS"
+    ):
+        Settings.load({"replicas": 3, "max_replicas": 2})
+
+
+def test_a_lease_outlasts_some_looks_at_the_registry() -> None:
+    assert Settings.load({}).lease_seconds == 10
+    assert Settings.load({"lease_ms": 500, "registry_poll_ms": 1000}).lease_seconds == 5
 
 
 def test_half_of_the_slots_may_be_pinned_by_default() -> None:

@@ -1,0 +1,103 @@
+"""What the page says of the matrix: one line a case, and three charts over the batch."""
+
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.charts import Chart
+
+Row = dict[str, Any]
+WAYS = {
+    "torch": "eager",
+    "torch channels_last": "eager NHWC",
+    "torch compiled": "compiled",
+    "openvino": "OpenVINO",
+    "openvino pieces": "in pieces",
+}
+MIXES = ("identical", "uniform", "skewed", "distinct")
+
+
+class Case:
+    """The rows of one model and batch."""
+
+    def __init__(self, rows: list[Row]) -> None:
+        self._rows = {(row["executor"], row["mix"]): row for row in rows}
+        ours = [kind for kind, _ in self._rows if kind != "plain"]
+        self.model, self.batch, self.rounds = (rows[0][key] for key in ("model", "batch", "rounds"))
+        self.kind = ours[0]  # the server's default on this device
+
+    def value(self, kind: str, mix: str, key: str) -> float | None:
+        value = self._rows.get((kind, mix), {}).get(key)
+        return value if isinstance(value, float) else None
+
+    @property
+    def tax(self) -> float | None:
+        return self.value(self.kind, "distinct", "vs_plain_best")
+
+    @property
+    def flatness(self) -> float | None:
+        return self.value(self.kind, "distinct", "vs_identical")
+
+    @property
+    def of_floor(self) -> float | None:
+        return self.value(self.kind, "distinct", "of_floor")
+
+    def cells(self) -> dict[str, object]:
+        """Return the line of the table, by heading."""
+        plain = {title: self.value("plain", way, "vs_plain_best") for way, title in WAYS.items()}
+        mixes = {f"**{mix}**": self.value(self.kind, mix, "vs_plain_best") for mix in MIXES}
+        return {
+            "model": self.model,
+            "batch": self.batch,
+            "rounds": self.rounds,
+            **plain,
+            **mixes,
+            "distinct on torch": self.value("torch", "distinct", "vs_plain_best"),
+            "distinct ÷ identical": self.flatness,
+            "of the floor": self.of_floor,
+        }
+
+
+def cases(rows: list[Row]) -> list[Case]:
+    """Group the rows, in their order; models that do not run have none."""
+    grouped: dict[tuple[str, int], list[Row]] = {}
+    for row in rows:
+        if "unsupported" not in row:
+            grouped.setdefault((row["model"], row["batch"]), []).append(row)
+    return [Case(group) for group in grouped.values()]
+
+
+def unsupported(rows: list[Row]) -> list[str]:
+    return [row["model"] for row in rows if "unsupported" in row]
+
+
+def charts(rows: list[Row]) -> dict[str, Chart]:
+    """Return the charts by file name; one without points is left out."""
+    found = cases(rows)
+
+    def over_batches(of: Callable[[Case], float | None]) -> dict[str, list[tuple[float, float]]]:
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for case in found:
+            if (value := of(case)) is not None:
+                lines.setdefault(case.model, []).append((case.batch, value))
+        return lines
+
+    made = {
+        "tax": Chart(
+            "All-distinct tasks against the fastest plain model",
+            "images/s ÷ plain",
+            over_batches(lambda case: case.tax),
+            level=1.0,
+        ),
+        "flatness": Chart(
+            "All-distinct tasks against one task",
+            "images/s ÷ identical",
+            over_batches(lambda case: case.flatness),
+            level=1.0,
+        ),
+        "floor": Chart(
+            "Share of the floor that all-distinct tasks reach",
+            "floor ÷ time",
+            over_batches(lambda case: case.of_floor),
+        ),
+    }
+    return {name: chart for name, chart in made.items() if chart.lines}
