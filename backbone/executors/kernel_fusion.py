@@ -5,7 +5,7 @@ nothing is known here runs all the same, unfused.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from timm.layers import Mlp
@@ -40,6 +40,16 @@ def fuse_residuals(model: nn.Module) -> None:
         elif getattr(module, "has_skip", False) and (last := _last_norm(module)) is not None:
             module.has_skip = False
             model.set_submodule(path, SkipBlock(module, last))
+
+
+def remember_positions(model: nn.Module) -> None:
+    """Let rotary positions be made once a shape, by the first forward.
+
+    timm makes some anew for each batch, on the CPU, and a graph can hold no copy from there.
+    """
+    for module in model.modules():
+        if hasattr(module, "get_embed"):
+            module.get_embed = _once(module.get_embed)
 
 
 def pointwise_before(model: nn.Module, height: int, width: int) -> dict[str, str]:
@@ -98,6 +108,18 @@ class SkipBlock(nn.Module):
         self._last[0].residual = x
         out: Tensor = self.block(x)
         return out
+
+
+def _once(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    made: dict[str, Tensor] = {}
+
+    def remembered(*args: object, **options: object) -> Tensor:
+        key = repr((args, options))
+        if key not in made:
+            made[key] = make(*args, **options)
+        return made[key]
+
+    return remembered
 
 
 def _is_pointwise(module: nn.Module) -> bool:

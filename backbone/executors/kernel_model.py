@@ -9,7 +9,12 @@ from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from backbone.bank import Bank
-from backbone.executors.kernel_fusion import fuse_activations, fuse_residuals, pointwise_before
+from backbone.executors.kernel_fusion import (
+    fuse_activations,
+    fuse_residuals,
+    pointwise_before,
+    remember_positions,
+)
 from backbone.executors.kernel_sites import (
     BankRows,
     KernelBatchNorm,
@@ -45,6 +50,7 @@ class KernelModel(nn.Module):
         self._replace_sites()
         fuse_activations(self.model)
         fuse_residuals(self.model)
+        remember_positions(self.model)
         scale, shift = pixel_affine(backbone.spec.mean, backbone.spec.std)
         layout = torch.channels_last if self._channels_last else torch.contiguous_format
         self.to(device, dtype, memory_format=layout).eval()

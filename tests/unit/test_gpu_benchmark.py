@@ -1,5 +1,7 @@
 """The GPU's tax benchmark on a toy model and a device of tests: every mix, and right answers only."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -19,6 +21,14 @@ class SettledGpu(FakeGpu):
     def replay(self, graph: object) -> None:
         super().replay(graph)
         self.settle()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -21,9 +21,13 @@ from adapters.probe import (
     probe_image,
 )
 from backbone.errors import ShapeMismatch
+from backbone.executors.base import Executor
+from backbone.executors.cuda_executor import CudaExecutor
+from backbone.executors.device_memory import CudaLimits
 from backbone.executors.torch_executor import TorchExecutor
 from backbone.load import Backbone
 from backbone.preprocess import Pixels
+from tests.fake_gpu import FakeGpu
 from tests.models import KINDS, SIZE, make_adapter, make_backbone
 
 GOLDEN = {
@@ -57,7 +61,11 @@ def test_channels_of_the_image_are_unrelated() -> None:
 def serve(
     backbone: Backbone, adapter: Adapter, dtype: str = "float32", image: Pixels | None = None
 ) -> np.ndarray:
-    executor = TorchExecutor(backbone, device="cpu", dtype=dtype, slots=1)
+    executor: Executor
+    if dtype == "float8":
+        executor = CudaExecutor(backbone, FakeGpu(), dtype=dtype, slots=1, limits=CudaLimits(1, 1024))
+    else:
+        executor = TorchExecutor(backbone, device="cpu", dtype=dtype, slots=1)
     executor.load(1, fold_adapter(backbone, adapter))
     return executor.run([probe_image(SIZE, SIZE) if image is None else image], [1])[0]
 
