@@ -43,7 +43,7 @@ def compiled_run(backbone: Backbone, batch: int, device: str, dtype: torch.dtype
 
 def openvino_runs(backbone: Backbone, batch: int, dtype: str, threads: int) -> dict[str, Run]:
     """OpenVINO on normalised images: the batch as one request, and cut into pieces on streams as ours is."""
-    from backbone.executors.openvino_executor import MAX_STREAMS, PIECES, options
+    from backbone.executors.openvino_files import MAX_STREAMS, PIECES, options
     from backbone.executors.openvino_graph import trace
     from backbone.executors.quiet_openvino import openvino
 

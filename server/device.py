@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
@@ -20,6 +20,9 @@ from backbone.load import load_backbone
 from server.contracts import BackboneInfo, FoldedAdapter, Image, Logits
 from server.settings import Settings
 
+if TYPE_CHECKING:  # OpenVINO may not be installed
+    from backbone.executors.openvino_ahead import Ahead
+
 logger = logging.getLogger(__name__)
 
 
@@ -32,8 +35,12 @@ class BackboneDevice:
         self._info = _describe(executor, slots=slots)
 
     @classmethod
-    def open(cls, settings: Settings) -> "BackboneDevice":
+    def open(cls, settings: Settings, *, ahead: "Ahead | None" = None) -> "BackboneDevice":
         """Load the backbone and allocate the bank. Takes seconds.
+
+        Args:
+            settings: As checked by `server.preflight`.
+            ahead: What is being compiled already.
 
         Raises:
             BackboneError: If the model is not supported, or its weights or the device cannot be had.
@@ -55,6 +62,7 @@ class BackboneDevice:
             threads=settings.threads or torch.get_num_threads(),
             cache=settings.graph_cache,
             limits=CudaLimits(settings.max_batch, settings.max_classes, settings.gpu_memory_fraction),
+            ahead=ahead,
         )
         logger.info(
             "backbone %s loaded from %s: %s, %s on %s",

@@ -6,6 +6,7 @@ one line on stderr; CRASHED when something unforeseen happened.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -24,6 +25,8 @@ from typing import Any, Self, TextIO
 import ray
 import ray.serve._private.api as serve_api
 from ray import serve
+from ray._private import parameter
+from ray._private.parameter import RayParams
 from ray.serve._private.client import ServeControllerClient
 from ray.serve.config import ControllerOptions
 from ray.serve.schema import ApplicationStatus
@@ -143,6 +146,8 @@ def _start_ray(order: Order) -> None:
 
 
 def _init_ray(order: Order) -> None:
+    # a single node scales nothing, and replicas write their logs to us: a second of a core saved
+    parameter.RayParams = functools.partial(RayParams, no_monitor=True, include_log_monitor=False)
     ray.init(
         address="local",
         # for Ray's bookkeeping alone: all replicas, HAProxy's manager and the controller shall find room

@@ -5,12 +5,13 @@ Ray Serve wraps it (`server.ray_app`); under plain uvicorn it is a complete serv
 
 import asyncio
 import contextlib
+import importlib.util
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from fastapi import FastAPI
 
@@ -32,6 +33,9 @@ from server.observed_registry import ObservedRegistry
 from server.parts import Fleet, Phase, Readiness
 from server.seed import seed
 from server.settings import Settings
+
+if TYPE_CHECKING:  # OpenVINO may not be installed
+    from backbone.executors.openvino_ahead import Ahead
 
 PATIENCE_SECONDS = 60.0  # for a registry that is away while a replica starts
 
@@ -158,9 +162,20 @@ def disk_of(settings: Settings) -> Path | None:
 
 
 def _open_device(settings: Settings) -> Device:
+    ahead = _ahead(settings)
     from server.device import BackboneDevice  # loads torch
 
-    return BackboneDevice.open(settings)
+    return BackboneDevice.open(settings, ahead=ahead)
+
+
+def _ahead(settings: Settings) -> "Ahead | None":
+    """Begin to compile what the last start with these settings needed."""
+    if settings.executor not in {"auto", "openvino"} or importlib.util.find_spec("openvino") is None:
+        return None
+    from backbone.executors.openvino_ahead import Ahead
+
+    decisive = {"backbone", "backbone_source", "input_size", "dtype", "device", "executor", "threads"}
+    return Ahead(settings.graph_cache, settings.model_dump_json(include=decisive))
 
 
 def _decoder_of(settings: Settings, device: Device, read: Reader, metrics: Metrics) -> ImageDecoder:

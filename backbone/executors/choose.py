@@ -3,6 +3,7 @@
 import importlib.util
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,6 +12,9 @@ from backbone.executors.base import Executor
 from backbone.executors.device_memory import CudaLimits
 from backbone.executors.torch_executor import TorchExecutor
 from backbone.load import Backbone
+
+if TYPE_CHECKING:  # OpenVINO may not be installed
+    from backbone.executors.openvino_ahead import Ahead
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +33,7 @@ def open_executor(
     threads: int,
     cache: Path | None = None,
     limits: CudaLimits | None = None,
+    ahead: "Ahead | None" = None,
 ) -> Executor:
     """Make the executor that is asked for; with `auto`, the fastest that runs this backbone here.
 
@@ -44,6 +49,7 @@ def open_executor(
         threads: CPU threads of one batch.
         cache: Directory in which converted graphs are kept.
         limits: Of the cuda executor.
+        ahead: What is being compiled for OpenVINO already.
 
     Raises:
         DeviceUnavailable: If the executor asked for does not run here.
@@ -63,7 +69,9 @@ def open_executor(
         raise DeviceUnavailable("openvino", obstacle)
     if name in {"auto", "openvino"} and not obstacle:
         try:
-            return _open_openvino(backbone, dtype=dtype, slots=slots, threads=threads, cache=cache)
+            return _open_openvino(
+                backbone, dtype=dtype, slots=slots, threads=threads, cache=cache, ahead=ahead
+            )
         except Exception as error:  # what a graph compiler raises for a model it does not take has no base
             if name == "openvino":
                 raise DeviceUnavailable("openvino", f"{backbone.name} does not convert: {error}") from error
@@ -132,8 +140,14 @@ def _openvino_obstacle(device: str, dtype: str) -> str:
 
 
 def _open_openvino(
-    backbone: Backbone, *, dtype: str, slots: int, threads: int, cache: Path | None
+    backbone: Backbone,
+    *,
+    dtype: str,
+    slots: int,
+    threads: int,
+    cache: Path | None,
+    ahead: "Ahead | None",
 ) -> Executor:
     from backbone.executors.openvino_executor import OpenVinoExecutor
 
-    return OpenVinoExecutor(backbone, dtype=dtype, slots=slots, threads=threads, cache=cache)
+    return OpenVinoExecutor(backbone, dtype=dtype, slots=slots, threads=threads, cache=cache, ahead=ahead)

@@ -11,37 +11,24 @@ measures.
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import torch
 
 from backbone.bank import IDENTITY, Bank
 from backbone.executors.base import FoldedAdapter, Image, Logits
-from backbone.executors.openvino_graph import at_batch, load_graph
-from backbone.executors.quiet_openvino import hint, inference_num_threads, num_streams, openvino
+from backbone.executors.openvino_ahead import Ahead
+from backbone.executors.openvino_files import PIECES, Wanted, compile_graph
+from backbone.executors.openvino_graph import key, load_graph
+from backbone.executors.quiet_openvino import openvino
 from backbone.heads import Heads
 from backbone.load import Backbone
 
-PIECES = (2, 4)  # images; larger pieces leave the cache, smaller ones use the units less
-MAX_STREAMS = 4  # so that a batch of 16 gives each a full piece
 _IN_FLIGHT = 2  # requests a stream, so that it finds the next one filled
-_TYPES = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16}
-
-
-def options(dtype: str, threads: int, streams: int) -> dict[Any, Any]:
-    """Return how a graph is compiled for the CPU."""
-    return {
-        hint.inference_precision: _TYPES[dtype],
-        hint.enable_cpu_pinning: False,  # other processes and decoding share these cores
-        inference_num_threads: threads,
-        num_streams: streams,
-    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +87,14 @@ class OpenVinoExecutor:
     memory: Mapping[str, int] = MappingProxyType({})
 
     def __init__(
-        self, backbone: Backbone, *, dtype: str, slots: int, threads: int, cache: Path | None = None
+        self,
+        backbone: Backbone,
+        *,
+        dtype: str,
+        slots: int,
+        threads: int,
+        cache: Path | None = None,
+        ahead: Ahead | None = None,
     ) -> None:
         """Convert (or read from the cache) and compile; some seconds the first time, then about one.
 
@@ -110,28 +104,31 @@ class OpenVinoExecutor:
             slots: Adapters in the bank beside the identity.
             threads: CPU threads of one batch.
             cache: Directory for converted graphs.
+            ahead: What is being compiled already.
         """
         self.backbone, self.dtype = backbone, dtype
         self.bank = Bank(backbone.fold, slots)
         self._heads = Heads(backbone.head_width)
         self._rows: np.ndarray = self.bank.rows.numpy()
-        self._streams = min(threads, MAX_STREAMS)
         self._lock, self._lock_beside = threading.Lock(), threading.Lock()
-        graph, core = load_graph(backbone, cache), openvino.Core()
+        wanted = Wanted(
+            graph=key(backbone),
+            dtype=dtype,
+            threads=threads,
+            height=backbone.spec.height,
+            width=backbone.spec.width,
+            row_width=backbone.sites.total_width,
+        )
+        compiled = None if ahead is None else ahead.take(wanted)
+        if compiled is None:
+            compiled = compile_graph(load_graph(backbone, cache), wanted)
 
-        def lanes(size: int, streams: int, count: int) -> list[_Lane]:
-            compiled = core.compile_model(
-                at_batch(graph, backbone, size), "CPU", options(dtype, threads, streams)
-            )
-            return [_Lane(compiled, size, backbone) for _ in range(count)]
+        def lanes(size: int, count: int) -> list[_Lane]:
+            return [_Lane(compiled[size], size, backbone) for _ in range(count)]
 
-        with ThreadPoolExecutor(threads) as pool:  # each takes half a second, mostly in one thread
-            alone = pool.submit(lanes, 1, 1, 2)
-            pieces = {
-                size: pool.submit(lanes, size, self._streams, self._streams * _IN_FLIGHT) for size in PIECES
-            }
-            self._alone, self._beside = alone.result()
-            self._lanes = {size: made.result() for size, made in pieces.items()}
+        self._streams = wanted.streams
+        self._alone, self._beside = lanes(1, 2)
+        self._lanes = {size: lanes(size, self._streams * _IN_FLIGHT) for size in PIECES}
 
     def load(self, slot: int, adapter: FoldedAdapter) -> None:
         self.bank.write(slot, adapter.row)

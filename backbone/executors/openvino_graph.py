@@ -19,14 +19,14 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from backbone.executors.quiet_openvino import FrontEndManager, TorchScriptPythonDecoder, openvino
+from backbone.executors.openvino_files import FILE, SUMS, read, sums
+from backbone.executors.quiet_openvino import openvino, torch_frontend
 from backbone.load import Backbone
 from backbone.mixed import BatchRows, MixedModel
 
 logger = logging.getLogger(__name__)
 
 GRAPH_VERSION = 1  # raise it when the graph that this file makes changes
-_FILE, _SUMS = "graph.xml", "sha256"
 _EXAMPLE_BATCH = 2
 
 
@@ -68,11 +68,10 @@ def load_graph(backbone: Backbone, cache: Path | None) -> openvino.Model:
     """
     if cache is None:
         return convert(backbone)
-    kept = cache / _key(backbone)
+    kept = cache / key(backbone)
     if kept.is_dir():
         try:
-            _check(kept)
-            return openvino.Core().read_model(kept / _FILE)
+            return read(kept)
         except (OSError, RuntimeError, ValueError) as error:
             logger.warning("the graph in %s cannot be read and is made anew: %s", kept, error)
             shutil.rmtree(kept, ignore_errors=True)
@@ -93,27 +92,23 @@ def convert(backbone: Backbone) -> openvino.Model:
     """
     images = torch.zeros(_EXAMPLE_BATCH, 3, backbone.spec.height, backbone.spec.width, dtype=torch.uint8)
     rows = torch.zeros(_EXAMPLE_BATCH, 2, backbone.sites.total_width)
-    return at_batch(trace(FromPixels(backbone).eval(), (images, rows)), backbone, -1)
+    graph = trace(FromPixels(backbone).eval(), (images, rows))
+    graph.reshape({0: [-1, *images.shape[1:]], 1: [-1, *rows.shape[1:]]})
+    return graph
 
 
 def trace(module: nn.Module, example: tuple[Tensor, ...]) -> openvino.Model:
     """Return a module as a graph."""
-    frontend = FrontEndManager().load_by_framework("pytorch")
+    manager, decoder = torch_frontend()
+    frontend = manager.load_by_framework("pytorch")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing warns of every Python branch, and of itself
-        traced = TorchScriptPythonDecoder(module, example_input=example)
+        traced = decoder(module, example_input=example)
     return frontend.convert(frontend.load(traced))
 
 
-def at_batch(graph: openvino.Model, backbone: Backbone, batch: int) -> openvino.Model:
-    """Return the graph for batches of one size; -1 leaves it open."""
-    shaped = graph.clone()
-    pixels = [batch, 3, backbone.spec.height, backbone.spec.width]
-    shaped.reshape({0: pixels, 1: [batch, 2, backbone.sites.total_width]})
-    return shaped
-
-
-def _key(backbone: Backbone) -> str:
+def key(backbone: Backbone) -> str:
+    """Return the name of a backbone's graph: a hash of all it depends on."""
     depends: dict[str, Any] = {
         "graph": GRAPH_VERSION,
         "backbone": backbone.name,
@@ -128,25 +123,13 @@ def _key(backbone: Backbone) -> str:
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _sums(directory: Path) -> str:
-    """Return what the kept files hash to, a line each; about 0.1 s per 100 MB."""
-    files = sorted(directory.glob("graph.*"))
-    return "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
-
-
-def _check(directory: Path) -> None:
-    """Refuse files that are not as they were written: a damaged weight would answer wrongly, not fail."""
-    if (directory / _SUMS).read_text(encoding="ascii") != _sums(directory):
-        raise ValueError("its bytes have changed")
-
-
 def _keep(graph: openvino.Model, directory: Path) -> None:
     """Write a graph so that a reader, or an interrupt, meets all of it or nothing."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     making = tempfile.TemporaryDirectory(dir=directory.parent, prefix=".making-", ignore_cleanup_errors=True)
     with making as made:
-        openvino.save_model(graph, Path(made) / _FILE, compress_to_fp16=False)
-        (Path(made) / _SUMS).write_text(_sums(Path(made)), encoding="ascii")
+        openvino.save_model(graph, Path(made) / FILE, compress_to_fp16=False)
+        (Path(made) / SUMS).write_text(sums(Path(made)), encoding="ascii")
         for file in Path(made).iterdir():
             with file.open("rb") as written:
                 os.fsync(written.fileno())

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backbone.executors import openvino_graph
-from backbone.executors.openvino_executor import PIECES, OpenVinoExecutor, cut
+from backbone.executors.openvino_executor import OpenVinoExecutor, cut
+from backbone.executors.openvino_files import PIECES
 from backbone.executors.openvino_graph import load_graph
 from backbone.executors.quiet_openvino import openvino
 from backbone.load import Backbone

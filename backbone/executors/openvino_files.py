@@ -1,0 +1,89 @@
+"""A converted graph on disk, and compiled. Imports no torch: see `openvino_ahead`."""
+
+import hashlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from backbone.executors.quiet_openvino import hint, inference_num_threads, num_streams, openvino
+
+PIECES = (2, 4)  # images; larger pieces leave the cache, smaller ones use the units less
+MAX_STREAMS = 4  # so that a batch of 16 gives each a full piece
+FILE, SUMS = "graph.xml", "sha256"
+_TYPES = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16}
+
+Compiled = dict[int, openvino.CompiledModel]  # by images
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What an executor compiles.
+
+    Attributes:
+        graph: The graph's name in the cache: the same name, the same graph.
+        dtype: float32 or bfloat16.
+        threads: CPU threads of one batch.
+        height, width: Of an image, in pixels.
+        row_width: P.
+    """
+
+    graph: str
+    dtype: str
+    threads: int
+    height: int
+    width: int
+    row_width: int
+
+    @property
+    def streams(self) -> int:
+        return min(self.threads, MAX_STREAMS)
+
+
+def read(directory: Path) -> openvino.Model:
+    """Read a kept graph.
+
+    Raises:
+        OSError, RuntimeError, ValueError: If it is not there, not whole, or not as it was written.
+    """
+    # a damaged weight would answer wrongly, not fail
+    if (directory / SUMS).read_text(encoding="ascii") != sums(directory):
+        raise ValueError("its bytes have changed")
+    return openvino.Core().read_model(directory / FILE)
+
+
+def sums(directory: Path) -> str:
+    """Return what the kept files hash to, a line each; about 0.1 s per 100 MB."""
+    files = sorted(directory.glob("graph.*"))
+    return "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
+
+
+def at_batch(graph: openvino.Model, wanted: Wanted, batch: int) -> openvino.Model:
+    """Return the graph for batches of one size."""
+    shaped = graph.clone()
+    shaped.reshape({0: [batch, 3, wanted.height, wanted.width], 1: [batch, 2, wanted.row_width]})
+    return shaped
+
+
+def compile_graph(graph: openvino.Model, wanted: Wanted) -> Compiled:
+    """Compile for one image with all threads, and for each size of piece on streams; about a second."""
+    core = openvino.Core()
+
+    def compiled(size: int) -> openvino.CompiledModel:
+        streams = wanted.streams if size in PIECES else 1
+        how = options(wanted.dtype, wanted.threads, streams)
+        return core.compile_model(at_batch(graph, wanted, size), "CPU", how)
+
+    sizes = (1, *PIECES)
+    with ThreadPoolExecutor(wanted.threads) as pool:  # each takes half a second, mostly in one thread
+        return dict(zip(sizes, pool.map(compiled, sizes), strict=True))
+
+
+def options(dtype: str, threads: int, streams: int) -> dict[Any, Any]:
+    """Return how a graph is compiled for the CPU."""
+    return {
+        hint.inference_precision: _TYPES[dtype],
+        hint.enable_cpu_pinning: False,  # other processes and decoding share these cores
+        inference_num_threads: threads,
+        num_streams: streams,
+    }
