@@ -15,6 +15,7 @@ from adapters.errors import NotMergeable
 from adapters.file import Adapter
 from backbone.load import Backbone
 from backbone.sites import Op, Site
+from backbone.split_bias import join_biases, split_biases
 
 
 @torch.no_grad()
@@ -31,9 +32,11 @@ def merge(backbone: Backbone, adapter: Adapter) -> nn.Module:
     merged = merge_sites(backbone, adapter.scale, adapter.shift)
     like = next(merged.parameters())
     merged.reset_classifier(adapter.manifest.num_classes)
-    head = merged.get_classifier().to(like.device, like.dtype)
-    head.weight.copy_(adapter.head_weight)
-    head.bias.copy_(adapter.head_bias)
+    heads = merged.get_classifier()
+    for head in heads if isinstance(heads, tuple) else (heads,):  # DeiT's two, whose answers are averaged
+        head.to(like.device, like.dtype)
+        head.weight.copy_(adapter.head_weight)
+        head.bias.copy_(adapter.head_bias)
     return merged.eval().requires_grad_(False)
 
 
@@ -45,11 +48,15 @@ def merge_sites(backbone: Backbone, scale: Mapping[str, Tensor], shift: Mapping[
     """
     backbone.fold.row(scale, shift)  # names a wrong site or width
     merged = copy.deepcopy(backbone.model)
+    join_biases(merged)
     for site in backbone.sites:
         gamma = scale.get(site.name, torch.ones(site.width)).double()
         beta = shift.get(site.name, torch.zeros(site.width)).double()
         if not (bool((gamma == 1).all()) and bool((beta == 0).all())):
             _fold_in(merged.get_submodule(site.name), site, gamma, beta)
+    keys = split_biases(merged, like=backbone.model)
+    if keys is not None:
+        raise NotMergeable(keys, "has no bias for its keys to take the shift")
     return merged
 
 

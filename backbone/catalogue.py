@@ -71,6 +71,6 @@ def describe(name: str) -> Entry:
         parameters=sum(p.numel() for p in model.parameters()),
         sites=len(sites),
         ssf_parameters=2 * sites.total_width,
-        head_width=int(model.num_features),
+        head_width=int(model.head_hidden_size),
         offline=package.requirement if package else None,
     )

@@ -18,14 +18,19 @@ from backbone.preprocess import ImageSpec
 from tests.builders import IMAGENET_MEAN, IMAGENET_STD
 
 _VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+_SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 16, "depths": (2, 2, 1)}
+_SWIN_HEADS = {"num_heads": (2, 4, 4)}  # stages 1 and 2 shift and mask, stage 3 is one window
 KINDS: Mapping[str, tuple[str, dict[str, object]]] = {
     "vit": ("vit_tiny_patch16_224", _VIT),
     "vit_layer_scale": ("vit_tiny_patch16_224", {**_VIT, "init_values": 0.5}),
     "vit_registers": ("vit_tiny_patch16_224", {**_VIT, "reg_tokens": 4, "init_values": 0.5}),
     "vit_average_pool": ("vit_tiny_patch16_224", {**_VIT, "global_pool": "avg"}),
+    "swin": ("swin_tiny_patch4_window7_224", {**_SWIN, **_SWIN_HEADS}),
+    "swin_v2": ("swinv2_tiny_window8_256", {**_SWIN, **_SWIN_HEADS}),
     "efficientnet": ("test_efficientnet", {}),
 }
-MERGEABLE = [kind for kind in KINDS if kind != "vit_average_pool"]
+# ends of the sites where a shift or scale acts that no weight of the plain model can take up
+UNMERGEABLE: Mapping[str, tuple[str, ...]] = {"vit_average_pool": ("norm",), "swin_v2": (".attn.qkv",)}
 SIZE = 32
 
 
@@ -76,6 +81,11 @@ def make_vectors(
     scale = {name: 1 + std * torch.randn(width, generator=g) for name, width in widths.items()}
     shift = {name: std * torch.randn(width, generator=g) for name, width in widths.items()}
     return scale, shift
+
+
+def unmergeable(kind: str, backbone: Backbone) -> list[str]:
+    """Return the sites that an adapter must leave alone to be merged."""
+    return [site.name for site in backbone.sites if site.name.endswith(UNMERGEABLE.get(kind, ()))]
 
 
 def make_adapter(
