@@ -2,17 +2,20 @@
 
 Every frozen op ends per output channel in `w·x + b`, so γ ⊙ (w·x + b) + β has the same form whatever the op:
 Linear and convolution rows, LayerNorm gains, the BatchNorm behind a convolution. Nothing else is touched;
-LayerScale, activations and residuals come after.
+LayerScale, activations and residuals come after. ConvNeXt's last site follows no op:
+adapters/residual_stream.py tells what takes it up.
 """
 
 import copy
 from collections.abc import Mapping
 
 import torch
+from timm.models.convnext import ConvNeXt
 from torch import Tensor, nn
 
 from adapters.errors import NotMergeable
 from adapters.file import Adapter
+from adapters.residual_stream import carry_through_last_stage
 from backbone.load import Backbone
 from backbone.sites import Op, Site
 from backbone.split_bias import join_biases, split_biases
@@ -53,16 +56,20 @@ def merge_sites(backbone: Backbone, scale: Mapping[str, Tensor], shift: Mapping[
         gamma = scale.get(site.name, torch.ones(site.width)).double()
         beta = shift.get(site.name, torch.zeros(site.width)).double()
         if not (bool((gamma == 1).all()) and bool((beta == 0).all())):
-            _fold_in(merged.get_submodule(site.name), site, gamma, beta)
+            _fold_in(merged, site, gamma, beta)
     keys = split_biases(merged, like=backbone.model)
     if keys is not None:
         raise NotMergeable(keys, "has no bias for its keys to take the shift")
     return merged
 
 
-def _fold_in(module: nn.Module, site: Site, scale: Tensor, shift: Tensor) -> None:
+def _fold_in(model: nn.Module, site: Site, scale: Tensor, shift: Tensor) -> None:
     """Replace the op's weight w by γ·w and its bias b by γ·b + β, both per output channel."""
+    module = model.get_submodule(site.name)
     if site.op is Op.IDENTITY:
+        if isinstance(model, ConvNeXt):
+            carry_through_last_stage(model, site.name, scale, shift)
+            return
         raise NotMergeable(site.name, "acts on the residual stream itself, behind no op that has weights")
     weight, bias = module.weight, module.bias
     if weight is None:

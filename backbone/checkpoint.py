@@ -45,7 +45,7 @@ def _resampled(name: str, tensor: Tensor, model: nn.Module) -> Tensor:
         attention = model.get_submodule(name.removesuffix(f".{BIAS_TABLE}"))
         shape = tuple(attention.relative_position_bias_table.shape)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*non-contiguous")  # timm's, of a table this small
+            warnings.simplefilter("ignore", UserWarning)  # of timm's interpolation, about its own indexing
             resized: Tensor = resize_rel_pos_bias_table(tensor, attention.window_size, shape)
         return resized
     return tensor

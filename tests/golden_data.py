@@ -48,6 +48,26 @@ def _rename_swin(state: State) -> State:
     return {k.replace("head.", "head.fc."): v for k, v in kept.items()}
 
 
+_CONVNEXT_NAMES = {
+    "stem.proj": "stem.0",
+    "stem.norm": "stem.1",
+    "downsample.norm": "downsample.0",
+    "downsample.proj": "downsample.1",
+}
+
+
+def _rename_convnext(state: State) -> State:
+    """The reference code divides the variance of a downsampling norm by C - 1: a smaller gain."""
+    out = {}
+    for key, tensor in state.items():
+        new = key
+        for theirs, ours in _CONVNEXT_NAMES.items():
+            new = new.replace(theirs, ours)
+        width = len(tensor)
+        out[new] = tensor * ((width - 1) / width) ** 0.5 if new.endswith("downsample.0.weight") else tensor
+    return out
+
+
 @dataclass(frozen=True)
 class Golden:
     """One family: the timm model, its sites by official key, and how its other keys are called in timm."""
@@ -90,6 +110,18 @@ GOLDENS = {
             },
         ),
         rename=_rename_swin,
+        head="head.fc",
+    ),
+    "convnext": Golden(
+        "convnext_base",
+        {"dims": (12, 24, 48, 80), "depths": (1, 1, 2, 2)},
+        _sites(
+            _CONVNEXT,
+            _blocks("stages.{}", (1, 1, 2, 2)),
+            {"stem.{}_1": "stem.0", "stem.{}_2": "stem.1", "{}_1": "norm_pre"},
+        ),
+        weights=("raw", "ema"),
+        rename=_rename_convnext,
         head="head.fc",
     ),
 }

@@ -20,6 +20,7 @@ from tests.builders import IMAGENET_MEAN, IMAGENET_STD
 _VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 _SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 16, "depths": (2, 2, 1)}
 _SWIN_HEADS = {"num_heads": (2, 4, 4)}  # stages 1 and 2 shift and mask, stage 3 is one window
+_CONVNEXT = {"dims": (8, 16, 24, 32), "depths": (1, 1, 2, 2), "patch_size": 2}
 KINDS: Mapping[str, tuple[str, dict[str, object]]] = {
     "vit": ("vit_tiny_patch16_224", _VIT),
     "vit_layer_scale": ("vit_tiny_patch16_224", {**_VIT, "init_values": 0.5}),
@@ -27,6 +28,9 @@ KINDS: Mapping[str, tuple[str, dict[str, object]]] = {
     "vit_average_pool": ("vit_tiny_patch16_224", {**_VIT, "global_pool": "avg"}),
     "swin": ("swin_tiny_patch4_window7_224", {**_SWIN, **_SWIN_HEADS}),
     "swin_v2": ("swinv2_tiny_window8_256", {**_SWIN, **_SWIN_HEADS}),
+    "convnext": ("convnext_tiny", _CONVNEXT),
+    "convnext_v2": ("convnextv2_atto", _CONVNEXT),
+    "convnext_1x1": ("convnext_atto", {**_CONVNEXT, "head_norm_first": True}),
     "efficientnet": ("test_efficientnet", {}),
 }
 # ends of the sites where a shift or scale acts that no weight of the plain model can take up

@@ -21,6 +21,7 @@ def sites_of(name: str, **arguments: object) -> SiteList:
         ("vit_base_patch16_224", 74, 205_824, 0),
         ("vit_small_patch14_dinov2", 74, 102_912, 0),
         ("swin_base_patch4_window7_224", 147, 267_264, 7_168),
+        ("convnext_base", 147, 255_232, 5_376),
     ],
 )
 def test_counts_are_those_of_the_method(name: str, sites: int, parameters: int, extra: int) -> None:

@@ -44,8 +44,16 @@ def merged(official: Official) -> Tensor:
     return merge_sites(official.backbone, official.scale, official.shift)(official.images)
 
 
-@pytest.mark.parametrize(("family", "weights"), WEIGHTS)
-@pytest.mark.parametrize("compute", [tuned, mixed, graph, merged])
+# a graph takes seconds, and differs between the weights of a model in nothing but numbers
+@pytest.mark.parametrize(
+    ("compute", "family", "weights"),
+    [
+        (compute, *one)
+        for compute in (tuned, mixed, graph, merged)
+        for one in WEIGHTS
+        if (compute, one[1]) != (graph, "ema")
+    ],
+)
 @torch.no_grad()
 def test_official_logits_are_reproduced(
     compute: Callable[[Official], Tensor], family: str, weights: str

@@ -82,6 +82,26 @@ def test_site_on_the_residual_stream_is_refused() -> None:
     assert caught.value.site == "norm"
 
 
+def test_a_residual_stream_cannot_be_scaled_by_zero() -> None:
+    backbone = make_backbone("convnext")
+    scale = {"norm_pre": torch.ones(32).index_fill(0, torch.tensor([3]), 0.0)}
+    with pytest.raises(NotMergeable, match="norm_pre has a scale of zero"):
+        merge_sites(backbone, scale, {})
+
+
+@pytest.mark.parametrize("kind", ["convnext", "convnext_v2"])
+def test_a_residual_stream_takes_any_other_scale(kind: str) -> None:
+    backbone = make_backbone(kind)
+    scale = {"norm_pre": torch.logspace(-6, 3, 32) * (-1) ** torch.arange(32)}
+    shift = {"norm_pre": torch.linspace(-2, 2, 32)}
+    tuned = TunedModel(backbone.model, backbone.sites)
+    tuned.set_vectors(scale, shift)
+    expected = tuned(make_images())
+    torch.testing.assert_close(
+        merge_sites(backbone, scale, shift)(make_images()), expected, rtol=0, atol=1e-5
+    )
+
+
 def test_shift_of_keys_that_have_no_bias_is_refused() -> None:
     backbone = make_backbone("swin_v2")
     with pytest.raises(NotMergeable, match="keys") as caught:
