@@ -32,6 +32,8 @@ KINDS: Mapping[str, tuple[str, dict[str, object]]] = {
     "convnext_v2": ("convnextv2_atto", _CONVNEXT),
     "convnext_1x1": ("convnext_atto", {**_CONVNEXT, "head_norm_first": True}),
     "efficientnet": ("test_efficientnet", {}),
+    "resnet": ("test_resnet", {}),
+    "mobilenet": ("mobilenetv3_small_050", {}),
 }
 # ends of the sites where a shift or scale acts that no weight of the plain model can take up
 UNMERGEABLE: Mapping[str, tuple[str, ...]] = {"vit_average_pool": ("norm",), "swin_v2": (".attn.qkv",)}

@@ -6,7 +6,7 @@ import torch
 
 from backbone.errors import UnsupportedModel
 from backbone.families import find_sites
-from backbone.sites import SiteList
+from backbone.sites import Op, SiteList
 
 
 def sites_of(name: str, **arguments: object) -> SiteList:
@@ -52,10 +52,21 @@ def test_patch_merging_stands_at_the_start_of_a_stage() -> None:
     assert names[names.index("layers.1.downsample.norm") + 1] == "layers.1.blocks.0.norm1"
 
 
+@pytest.mark.parametrize("name", ["resnet50", "mobilenetv3_large_100"])
+def test_a_site_is_a_batch_norm_or_the_convolution_behind_the_pooling(name: str) -> None:
+    ops = [(site.op, site.axis) for site in sites_of(name)]
+    alone = [(Op.CONV, 1)] if name.startswith("mobilenet") else []
+    assert ops == [(Op.BATCH_NORM, 1)] * (len(ops) - len(alone)) + alone
+    assert len(ops) == {"resnet50": 53, "mobilenetv3_large_100": 47}[name]
+
+
 @pytest.mark.parametrize(
     ("name", "module"),
     [
         ("edgenext_xx_small", "EdgeNeXt"),
+        ("skresnet18", r"layer1\.0\.conv1\.attn\.fc_select` is a convolution without a BatchNorm"),
+        ("resnet50_gn", r"`bn1` is a GroupNorm"),
+        ("convnext_zepto_rms", r"`stem\.1` is a SimpleNorm2d"),
         ("vit_small_patch16_18x2_224", r"blocks\.0` is a ParallelThingsBlock"),
     ],
 )
