@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import timm
 import torch
+from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor, nn
 
 from adapters.file import Adapter
@@ -26,6 +27,12 @@ KINDS: Mapping[str, tuple[str, dict[str, object]]] = {
     "vit_layer_scale": ("vit_tiny_patch16_224", {**_VIT, "init_values": 0.5}),
     "vit_registers": ("vit_tiny_patch16_224", {**_VIT, "reg_tokens": 4, "init_values": 0.5}),
     "vit_average_pool": ("vit_tiny_patch16_224", {**_VIT, "global_pool": "avg"}),
+    "vit_distilled": ("deit_tiny_distilled_patch16_224", _VIT),
+    "vit_norm_before": ("vit_base_patch16_clip_224", _VIT),
+    "vit_norms_behind": ("vit_tiny_patch16_224", {**_VIT, "block_fn": ResPostBlock}),
+    "vit_swiglu": ("vit_giant_patch14_dinov2", {**_VIT, "mlp_ratio": 2.0}),
+    "eva": ("eva02_tiny_patch14_224", _VIT),
+    "dinov3": ("vit_small_patch16_dinov3", {**_VIT, "embed_dim": 64}),
     "swin": ("swin_tiny_patch4_window7_224", {**_SWIN, **_SWIN_HEADS}),
     "swin_v2": ("swinv2_tiny_window8_256", {**_SWIN, **_SWIN_HEADS}),
     "convnext": ("convnext_tiny", _CONVNEXT),
@@ -36,7 +43,13 @@ KINDS: Mapping[str, tuple[str, dict[str, object]]] = {
     "mobilenet": ("mobilenetv3_small_050", {}),
 }
 # ends of the sites where a shift or scale acts that no weight of the plain model can take up
-UNMERGEABLE: Mapping[str, tuple[str, ...]] = {"vit_average_pool": ("norm",), "swin_v2": (".attn.qkv",)}
+UNMERGEABLE: Mapping[str, tuple[str, ...]] = {
+    "vit_average_pool": ("norm",),
+    "vit_norm_before": ("patch_embed.proj",),  # CLIP's has no bias
+    "eva": (".attn.qkv",),
+    "dinov3": (".attn.qkv",),
+    "swin_v2": (".attn.qkv",),
+}
 SIZE = 32
 
 

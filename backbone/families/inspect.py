@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from timm.layers import Conv2dSame, LayerNorm, LayerNorm2d, LayerScale, Linear, Mlp
+from timm.layers import Conv2dSame, GluMlp, LayerNorm, LayerNorm2d, LayerScale, Linear, Mlp, SwiGLU
 from timm.layers.norm import LayerNorm2dFp32, LayerNormFp32
 from torch import nn
 
@@ -14,6 +14,8 @@ from backbone.sites import Op, Site
 LINEARS = (nn.Linear, Linear)
 CONVOLUTIONS = (nn.Conv2d, Conv2dSame)
 LAYER_NORMS = {nn.LayerNorm: -1, LayerNorm: -1, LayerNormFp32: -1, LayerNorm2d: 1, LayerNorm2dFp32: 1}
+
+MLPS = (Mlp, GluMlp, SwiGLU)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +56,20 @@ class Inspector:
             path, int(found.normalized_shape[-1]), Op.LAYER_NORM, LAYER_NORMS[type(found)], extra=extra
         )
 
-    def mlp(self, path: str, *, layer_scale: str | None = None) -> Iterator[Site]:
-        """Yield fc1 and fc2 of a plain MLP."""
-        self.expect(path, Mlp)
-        yield self.linear(f"{path}.fc1")
+    def mlp(self, path: str, *kinds: type[nn.Module], layer_scale: str | None = None) -> Iterator[Site]:
+        """Yield the sites of one of `MLPS`; only the kinds given are taken."""
+        self.expect(path, *kinds)
+        for name in ("fc1", "fc1_g", "fc1_x"):
+            if self.has(f"{path}.{name}"):
+                yield self.linear(f"{path}.{name}")
+        if self.has(f"{path}.norm"):
+            yield self.norm(f"{path}.norm")
         yield self.linear(f"{path}.fc2", layer_scale=layer_scale)
 
     def layer_scale(self, path: str) -> str | None:
         """Return the path if there is a LayerScale, a module or a bare parameter."""
         parent, _, leaf = path.rpartition(".")
-        found = getattr(self.at(parent), leaf)
+        found = getattr(self.at(parent), leaf, None)
         if isinstance(found, nn.Module) and self.has(path):
             self.expect(path, LayerScale)
         return None if found is None or isinstance(found, nn.Identity) else path

@@ -42,10 +42,9 @@ def _sites(look: Inspector) -> Iterator[Site]:
 def _block(look: Inspector, path: str) -> Iterator[Site]:
     look.expect(path, v1.SwinTransformerBlock, v2.SwinTransformerV2Block)
     look.expect(f"{path}.attn", v1.WindowAttention, v2.WindowAttention)
-    look.expect(f"{path}.mlp", Mlp)
     attention = look.linear(f"{path}.attn.qkv"), look.linear(f"{path}.attn.proj")
     norms = look.norm(f"{path}.norm1"), look.norm(f"{path}.norm2")
-    mlp = look.mlp(f"{path}.mlp")
+    mlp = look.mlp(f"{path}.mlp", Mlp)
     if isinstance(look.at(path), v1.SwinTransformerBlock):
         yield from (norms[0], *attention, norms[1], *mlp)
     else:

@@ -17,7 +17,17 @@ from tests.models import make_adapter, make_backbone
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FAMILIES = ("swin", "swin_v2", "convnext", "convnext_v2", "resnet", "mobilenet")
+FAMILIES = (
+    "swin",
+    "swin_v2",
+    "convnext",
+    "convnext_v2",
+    "resnet",
+    "mobilenet",
+    "eva",
+    "dinov3",
+    "vit_distilled",
+)
 TASKS = 3
 # fp32 in another order; bfloat16 rounds every activation to 8 bits, in units of the largest logit
 TOLERANCE = {"float32": 2e-5, "bfloat16": 1e-1}
