@@ -71,11 +71,12 @@ def _fold_in(model: nn.Module, site: Site, scale: Tensor, shift: Tensor) -> None
             carry_through_last_stage(model, site.name, scale, shift)
             return
         raise NotMergeable(site.name, "acts on the residual stream itself, behind no op that has weights")
-    weight, bias = module.weight, module.bias
+    weight, bias = (module.alpha, module.beta) if site.op is Op.AFFINE else (module.weight, module.bias)
     if weight is None:
         raise NotMergeable(site.name, "has no weight to take the scale")
     if bias is None and bool((shift != 0).any()):
         raise NotMergeable(site.name, "has no bias to take the shift")
-    weight.copy_(weight.double() * scale.view(-1, *(1,) * (weight.ndim - 1)))
+    per_channel = (-1,) if site.op is Op.AFFINE else (-1, *(1,) * (weight.ndim - 1))
+    weight.copy_(weight.double() * scale.view(per_channel))
     if bias is not None:
         bias.copy_(bias.double() * scale + shift)

@@ -1,9 +1,12 @@
 """Small frozen backbones and adapters with real tensors, built in milliseconds."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import timm
 import torch
+from timm.layers import GatedMlp, GluMlp
+from timm.models.mlp_mixer import Affine, MixerBlock, MlpMixer, ResBlock, SpatialGatingBlock
 from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor, nn
 
@@ -22,6 +25,7 @@ _VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads
 _SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 16, "depths": (2, 2, 1)}
 _SWIN_HEADS = {"num_heads": (2, 4, 4)}  # stages 1 and 2 shift and mask, stage 3 is one window
 _CONVNEXT = {"dims": (8, 16, 24, 32), "depths": (1, 1, 2, 2), "patch_size": 2}
+_MLP = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "num_blocks": 2, "block_layer": MixerBlock}
 KINDS: Mapping[str, tuple[str, dict[str, object]]] = {
     "vit": ("vit_tiny_patch16_224", _VIT),
     "vit_layer_scale": ("vit_tiny_patch16_224", {**_VIT, "init_values": 0.5}),
@@ -38,6 +42,13 @@ KINDS: Mapping[str, tuple[str, dict[str, object]]] = {
     "convnext": ("convnext_tiny", _CONVNEXT),
     "convnext_v2": ("convnextv2_atto", _CONVNEXT),
     "convnext_1x1": ("convnext_atto", {**_CONVNEXT, "head_norm_first": True}),
+    "mixer": ("mixer_s32_224", {**_MLP, "embed_dim": 32}),
+    "g_mixer": ("gmixer_24_224", {**_MLP, "mlp_ratio": (1.0, 4.0), "mlp_layer": GluMlp}),
+    "res_mlp": ("resmlp_24_224", {**_MLP, "mlp_ratio": 4, "block_layer": ResBlock, "norm_layer": Affine}),
+    "g_mlp": (
+        "gmlp_s16_224",
+        {**_MLP, "mlp_ratio": 6, "block_layer": SpatialGatingBlock, "mlp_layer": GatedMlp},
+    ),
     "efficientnet": ("test_efficientnet", {}),
     "resnet": ("test_resnet", {}),
     "mobilenet": ("mobilenetv3_small_050", {}),
@@ -56,7 +67,9 @@ SIZE = 32
 def create_plain(kind: str, num_classes: int = 0) -> nn.Module:
     """Return timm's own model of a kind, without SSF, in eval mode."""
     name, arguments = KINDS[kind]
-    return timm.create_model(name, num_classes=num_classes, **arguments).eval()
+    # timm's own functions fix the widths of its mixers
+    make = MlpMixer if "block_layer" in arguments else partial(timm.create_model, name)
+    return make(num_classes=num_classes, **arguments).eval()
 
 
 def make_backbone(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Backbone:
@@ -66,12 +79,13 @@ def make_backbone(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32) 
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
             noise = torch.randn(tensor.shape, generator=g)
-            tensor.copy_(noise / tensor[0].numel() ** 0.5 if tensor.ndim > 1 else _vector(name, noise))
+            matrix = tensor.numel() > tensor.shape[-1]
+            tensor.copy_(noise / tensor[0].numel() ** 0.5 if matrix else _vector(name, noise))
     return freeze(model, KINDS[kind][0], dtype)
 
 
 def _vector(name: str, noise: Tensor) -> Tensor:
-    centre = 0.0 if name.endswith(("bias", "running_mean")) else 1.0
+    centre = 0.0 if name.endswith(("bias", "beta", "token", "running_mean")) else 1.0
     return centre + 0.2 * noise.clamp(-2, 2)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from backbone.errors import UnsupportedModel
-from backbone.families import batch_norm_cnn, convnext, swin, vit
+from backbone.families import batch_norm_cnn, convnext, mlp, swin, vit
 from backbone.sites import Site, SiteList
 
 
@@ -31,6 +31,7 @@ FAMILIES = (
     Family("vit", vit.matches, vit.sites),
     Family("swin", swin.matches, swin.sites),
     Family("convnext", convnext.matches, convnext.sites, channels_last=True),
+    Family("mlp", mlp.matches, mlp.sites),
     Family("batch_norm_cnn", batch_norm_cnn.matches, batch_norm_cnn.sites, channels_last=True),
 )
 

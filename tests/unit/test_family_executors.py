@@ -27,6 +27,9 @@ FAMILIES = (
     "eva",
     "dinov3",
     "vit_distilled",
+    "mixer",
+    "res_mlp",
+    "g_mlp",
 )
 TASKS = 3
 # fp32 in another order; bfloat16 rounds every activation to 8 bits, in units of the largest logit
