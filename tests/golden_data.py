@@ -21,6 +21,11 @@ State = dict[str, Tensor]
 # the reference code numbers its vectors within the module above the op
 _TRANSFORMER = {"": ("norm1", "norm2"), "attn.": ("attn.qkv", "attn.proj"), "mlp.": ("mlp.fc1", "mlp.fc2")}
 _CONVNEXT = {"": ("conv_dw", "norm"), "mlp.": ("mlp.fc1", "mlp.fc2")}
+_AS_MLP = {
+    "": ("norm1", "norm2"),
+    "axial_shift.": tuple(f"axial_shift.{conv}" for conv in ("conv1", "conv2_1", "conv2_2", "conv3")),
+    "mlp.": ("mlp.fc1", "mlp.fc2"),
+}
 
 
 def _sites(
@@ -123,6 +128,11 @@ GOLDENS = {
         weights=("raw", "ema"),
         rename=_rename_convnext,
         head="head.fc",
+    ),
+    "asmlp": Golden(
+        "asmlp_base_patch4_shift5_224",
+        {"embed_dim": 24, "depths": (1, 2, 2)},
+        _sites(_AS_MLP, _blocks("layers.{}", (1, 2, 2)), {"{}_1": "norm"}),
     ),
 }
 

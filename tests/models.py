@@ -49,6 +49,10 @@ KINDS: Mapping[str, tuple[str, dict[str, object]]] = {
         "gmlp_s16_224",
         {**_MLP, "mlp_ratio": 6, "block_layer": SpatialGatingBlock, "mlp_layer": GatedMlp},
     ),
+    "as_mlp": (
+        "asmlp_tiny_patch4_shift5_224",
+        {"patch_size": 2, "embed_dim": 12, "depths": (1, 2, 1), "shift_size": 5},
+    ),
     "efficientnet": ("test_efficientnet", {}),
     "resnet": ("test_resnet", {}),
     "mobilenet": ("mobilenetv3_small_050", {}),

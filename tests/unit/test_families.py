@@ -22,6 +22,7 @@ def sites_of(name: str, **arguments: object) -> SiteList:
         ("vit_small_patch14_dinov2", 74, 102_912, 0),
         ("swin_base_patch4_window7_224", 147, 267_264, 7_168),
         ("convnext_base", 147, 255_232, 5_376),
+        ("asmlp_base_patch4_shift5_224", 193, 266_752, 7_168 + 512),
     ],
 )
 def test_counts_are_those_of_the_method(name: str, sites: int, parameters: int, extra: int) -> None:

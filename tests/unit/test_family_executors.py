@@ -30,6 +30,7 @@ FAMILIES = (
     "mixer",
     "res_mlp",
     "g_mlp",
+    "as_mlp",
 )
 TASKS = 3
 # fp32 in another order; bfloat16 rounds every activation to 8 bits, in units of the largest logit
