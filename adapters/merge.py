@@ -8,6 +8,7 @@ adapters/residual_stream.py tells what takes it up.
 
 import copy
 from collections.abc import Mapping
+from enum import StrEnum
 
 import torch
 from timm.models.convnext import ConvNeXt
@@ -18,7 +19,7 @@ from adapters.file import Adapter
 from adapters.residual_stream import carry_through_last_stage
 from backbone.load import Backbone
 from backbone.sites import Op, Site
-from backbone.split_bias import join_biases, split_biases
+from backbone.split_bias import bias_of, join_biases, split_biases
 
 
 @torch.no_grad()
@@ -61,6 +62,29 @@ def merge_sites(backbone: Backbone, scale: Mapping[str, Tensor], shift: Mapping[
     if keys is not None:
         raise NotMergeable(keys, "has no bias for its keys to take the shift")
     return merged
+
+
+class Takes(StrEnum):
+    """What plain weights can take up of a site's vectors."""
+
+    ALL = "all"
+    SCALE = "the scale"  # there is no bias
+    NOT_KEYS = "all but the keys' shift"  # the keys of attention have no bias
+    NOTHING = "nothing"
+
+
+def takes(model: nn.Module, site: Site) -> Takes:
+    """Return what a merge of a site can take up, before any vector is known. Needs no weights."""
+    module = model.get_submodule(site.name)
+    if site.op is Op.IDENTITY:
+        return Takes.ALL if isinstance(model, ConvNeXt) else Takes.NOTHING
+    if site.op is Op.AFFINE:
+        return Takes.ALL
+    if module.weight is None:
+        return Takes.NOTHING
+    if bias_of(model, site.name) is None:
+        return Takes.SCALE
+    return Takes.ALL if module.bias is not None else Takes.NOT_KEYS
 
 
 def _fold_in(model: nn.Module, site: Site, scale: Tensor, shift: Tensor) -> None:

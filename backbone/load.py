@@ -69,7 +69,7 @@ def load_backbone(name: str, *, source: str = "auto", input_size: int | None = N
         UnsupportedModel: If timm has no such model, or no family takes it.
         WeightsUnavailable, WeightsInvalid: If the weights cannot be had or do not fit.
     """
-    model = _create(name, input_size)
+    model = create(name, input_size)
     family, sites = find_sites(model, name)
     title = _load_weights(model, name, source)
     model.eval().requires_grad_(False)
@@ -85,7 +85,12 @@ def load_backbone(name: str, *, source: str = "auto", input_size: int | None = N
     )
 
 
-def _create(name: str, input_size: int | None) -> nn.Module:
+def create(name: str, input_size: int | None = None) -> nn.Module:
+    """Build a timm model without a head, its weights as they come.
+
+    Raises:
+        UnsupportedModel: If timm has no such model, or not at this size.
+    """
     if not timm.is_model(name.split(".", maxsplit=1)[0]):
         raise UnsupportedModel(name, name, "is not a timm model")
     sized = {} if input_size is None else {"img_size": input_size}
