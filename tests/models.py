@@ -1,12 +1,16 @@
 """Small frozen backbones and adapters with real tensors, built in milliseconds."""
 
+import copy
 from collections.abc import Iterable, Mapping
 from functools import partial
 
 import timm
 import torch
 from timm.layers import GatedMlp, GluMlp
+from timm.models._efficientnet_blocks import SqueezeExcite
+from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.mlp_mixer import Affine, MixerBlock, MlpMixer, ResBlock, SpatialGatingBlock
+from timm.models.mobilenetv3 import MobileNetV3
 from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor, nn
 
@@ -22,9 +26,16 @@ from backbone.preprocess import ImageSpec
 from tests.builders import IMAGENET_MEAN, IMAGENET_STD
 
 _VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
-_SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 16, "depths": (2, 2, 1)}
-_SWIN_HEADS = {"num_heads": (2, 4, 4)}  # stages 1 and 2 shift and mask, stage 3 is one window
-_CONVNEXT = {"dims": (8, 16, 24, 32), "depths": (1, 1, 2, 2), "patch_size": 2}
+_SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 16, "depths": (2, 1)}
+_SWIN_HEADS = {"num_heads": (2, 4)}  # the first stage shifts and masks
+_CONVNEXT = {"dims": (8, 16, 24, 32), "depths": (1, 1, 1, 2), "patch_size": 2}
+_MOBILENET = {
+    "block_args": decode_arch_def([["ds_r1_k3_s2_e1_c16_se0.25_nre"], ["ir_r2_k5_s2_e3_c24_se0.25"]]),
+    "stem_size": 8,
+    "num_features": 48,
+    "act_layer": nn.Hardswish,
+    "se_layer": partial(SqueezeExcite, gate_layer="hard_sigmoid"),
+}
 _MLP = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "num_blocks": 2, "block_layer": MixerBlock}
 KINDS: Mapping[str, tuple[str, dict[str, object]]] = {
     "vit": ("vit_tiny_patch16_224", _VIT),
@@ -51,11 +62,11 @@ KINDS: Mapping[str, tuple[str, dict[str, object]]] = {
     ),
     "as_mlp": (
         "asmlp_tiny_patch4_shift5_224",
-        {"patch_size": 2, "embed_dim": 12, "depths": (1, 2, 1), "shift_size": 5},
+        {"patch_size": 2, "embed_dim": 12, "depths": (1, 1), "shift_size": 5},
     ),
     "efficientnet": ("test_efficientnet", {}),
     "resnet": ("test_resnet", {}),
-    "mobilenet": ("mobilenetv3_small_050", {}),
+    "mobilenet": ("mobilenetv3_small_100", _MOBILENET),
 }
 # ends of the sites where a shift or scale acts that no weight of the plain model can take up
 UNMERGEABLE: Mapping[str, tuple[str, ...]] = {
@@ -71,9 +82,11 @@ SIZE = 32
 def create_plain(kind: str, num_classes: int = 0) -> nn.Module:
     """Return timm's own model of a kind, without SSF, in eval mode."""
     name, arguments = KINDS[kind]
-    # timm's own functions fix the widths of its mixers
-    make = MlpMixer if "block_layer" in arguments else partial(timm.create_model, name)
-    return make(num_classes=num_classes, **arguments).eval()
+    # timm's own functions fix the sizes of these
+    classes = {"block_layer": MlpMixer, "block_args": MobileNetV3}
+    fixed = next((classes[key] for key in arguments if key in classes), None)
+    make = fixed or partial(timm.create_model, name)
+    return make(num_classes=num_classes, **copy.deepcopy(arguments)).eval()  # timm uses block_args up
 
 
 def make_backbone(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Backbone:
