@@ -12,7 +12,7 @@ serve: $(VENV)/.serve
 	@SSFSERVE_SEED_DIR="$${SSFSERVE_SEED_DIR-demo}" exec $(BIN)/ssfserve serve
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -ra
+	$(BIN)/python -m pytest -ra -n 2 --dist loadgroup
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -ra -m gpu tests/gpu
