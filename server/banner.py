@@ -31,6 +31,19 @@ def ready(settings: Settings, report: Mapping[str, Any]) -> str:
     )
 
 
+def started(began: float, marks: Mapping[str, float]) -> str:
+    """Say what a start took, part by part.
+
+    Args:
+        began: When it began, in seconds since the epoch.
+        marks: When each part ended, by name, in order.
+    """
+    ends = list(marks.values())
+    parts = zip(marks, [began, *ends[:-1]], ends, strict=True)
+    told = ", ".join(f"{name} {end - start:.1f}" for name, start, end in parts)
+    return f"started    in {ends[-1] - began:.1f} s: {told}"
+
+
 def _backbone(info: Mapping[str, Any]) -> str:
     return (
         f"{info['name']}, {info['parameters'] / 1e6:.1f} M parameters, {info['dtype']} on {info['device']}, "

@@ -6,6 +6,7 @@ a request. The queue is ours too, since only our batcher can mix what waits; Ray
 
 import logging
 import os
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ class Inference:
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
         self, settings: dict[str, Any], run_dir: str | None
     ) -> None:
+        marks = {"a replica's process": time.time()}
         read = Settings.load(settings) if run_dir is None else Settings.model_validate(settings)
         run = None if run_dir is None else RunDir(Path(run_dir))
         if run is not None:
@@ -82,13 +84,15 @@ class Inference:
         own_stderr = os.fdopen(2, "w", buffering=1, closefd=False)
         logs.configure(level=read.log_level, log_format=read.log_format, stream=own_stderr)
         try:
-            self._replica = await Replica.open(read, fleet=RayFleet())
+            self._replica = await Replica.open(
+                read, fleet=RayFleet(), mark=lambda part: marks.update({part: time.time()})
+            )
         except Exception as error:
             if run is not None:
                 run.report_failure(_reason(error))
             raise
         if run is not None:
-            run.report_ready(_report(self._replica))
+            run.report_ready(_report(self._replica) | {"marks": marks})
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return self._replica.app

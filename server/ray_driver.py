@@ -63,6 +63,8 @@ class Order:
     run: RunDir
     metrics_port: int
     launcher: int
+    began: float
+    marks: dict[str, float]
 
     @classmethod
     def read(cls, stream: TextIO) -> Self:
@@ -72,6 +74,8 @@ class Order:
             run=RunDir(Path(order["run_dir"])),
             metrics_port=order["metrics_port"],
             launcher=order["launcher"],
+            began=order["began"],
+            marks={"commands": time.time()},
         )
 
 
@@ -95,7 +99,7 @@ def _serve(order: Order, restart: threading.Event) -> int:
         with _cluster(order, stop) as proxies:
             _deploy(order)
             _wait_until_ready(order, stop, proxies)
-            _say(banner.ready(order.settings, order.run.ready()[0]))
+            _announce(order)
             _wait_until_stopped(order, stop, restart)
             serve.delete(APP_NAME)  # no new requests; returns when the accepted ones are answered
     except Stopped:
@@ -121,8 +125,11 @@ def _cluster(order: Order, stop: threading.Event) -> Iterator[list[Any]]:
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         _start_ray(order)
+        order.marks["Ray"] = time.time()
         signal.signal(signal.SIGTERM, lambda *_: stop.set())  # ray.init had set a handler of its own
-        yield _start_serve(order.settings)
+        proxies = _start_serve(order.settings)
+        order.marks["Ray Serve"] = time.time()
+        yield proxies
         with _quiet():
             serve.shutdown()
     finally:
@@ -211,6 +218,12 @@ def _wait_until_ready(order: Order, stop: threading.Event, proxies: list[Any]) -
             _say(f"still loading {order.settings.backbone}")
         if time.monotonic() > began + PROXY_SECONDS and not _proxies_run(proxies):
             raise StartFailed(f"HAProxy did not start within {PROXY_SECONDS} s")
+
+
+def _announce(order: Order) -> None:
+    report = order.run.ready()[0]
+    _say(banner.ready(order.settings, report))
+    _say(banner.started(order.began, order.marks | report["marks"] | {"HAProxy": time.time()}))
 
 
 def _proxies_run(proxies: list[Any]) -> bool:

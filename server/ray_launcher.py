@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -115,6 +116,7 @@ def _start_driver(settings: Settings, run: RunDir) -> subprocess.Popen[str]:
         "run_dir": str(run.path),
         "metrics_port": chosen.ray_metrics,
         "launcher": os.getpid(),
+        "began": time.time() - time.process_time(),  # up to here there was little but computing
     }
     assert driver.stdin is not None
     # a broken pipe: the driver died at once, and `wait` tells

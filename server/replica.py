@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -62,6 +63,7 @@ class Replica:
         *,
         fleet: Fleet | None = None,
         open_device: Callable[[Settings], Device] | None = None,
+        mark: Callable[[str], None] = lambda _: None,
     ) -> Self:
         """Load the backbone, register seeds, read the registry and warm up: seconds. Ready afterwards.
 
@@ -69,6 +71,7 @@ class Replica:
             settings: As checked by `server.preflight`.
             fleet: All replicas, if there may be others.
             open_device: Makes the device, in a thread; by default the real one, which loads torch.
+            mark: Called when a part of this is done, with its name.
 
         Raises:
             BackboneError: If the backbone cannot be loaded.
@@ -76,7 +79,8 @@ class Replica:
             SettingsInvalid: If a seed is broken.
         """
         settings = with_threads(settings)
-        device = await asyncio.to_thread(open_device or _open_device, settings)
+        device = await asyncio.to_thread(open_device or partial(_open_device, mark=mark), settings)
+        mark("backbone")
         read = await asyncio.to_thread(_reader_of, settings)
         async with contextlib.AsyncExitStack() as on_failure:
             metrics = Metrics.create(settings)
@@ -96,6 +100,7 @@ class Replica:
             await catalog.start()
             await _warm_up(engine, registry, catalog)
             on_failure.pop_all()
+        mark("registry and warm-up")
         metrics.watch(engine, catalog, device.memory)
         decoder = _decoder_of(settings, device, read, metrics)
         readiness = Readiness(Phase.READY)
@@ -161,10 +166,11 @@ def disk_of(settings: Settings) -> Path | None:
     return None if settings.registry.startswith("embedded:") else settings.data_dir / "cache"
 
 
-def _open_device(settings: Settings) -> Device:
+def _open_device(settings: Settings, *, mark: Callable[[str], None]) -> Device:
     ahead = _ahead(settings)
     from server.device import BackboneDevice  # loads torch
 
+    mark("PyTorch and timm")
     return BackboneDevice.open(settings, ahead=ahead)
 
 

@@ -8,7 +8,6 @@ import pytest
 
 from tests.redis_servers import BINARY, MISSING, RedisServer, free_port, redis_server
 
-
 E2E = Path(__file__).parent / "e2e"
 
 

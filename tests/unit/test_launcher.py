@@ -265,3 +265,8 @@ def test_banner_sends_a_sample_that_lies_beside_the_seeds(tmp_path: Path) -> Non
     command = told.splitlines()[-1]
     assert f"--data-binary @{tmp_path}/images/pets_1.jpg -H 'Content-Type: image/jpeg'" in command
     assert command.endswith("/v1/tasks/pets/predict")
+
+
+def test_what_a_start_took_is_told_part_by_part() -> None:
+    told = banner.started(100.0, {"Ray": 104.5, "backbone": 107.25})
+    assert told == "started    in 7.2 s: Ray 4.5, backbone 2.8"
