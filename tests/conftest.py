@@ -11,6 +11,7 @@ from tests.redis_servers import BINARY, MISSING, RedisServer, free_port, redis_s
 E2E = Path(__file__).parent / "e2e"
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Let each file be one process's; one process has all that start servers, which share a few."""
     for item in items:
