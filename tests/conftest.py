@@ -2,22 +2,10 @@
 
 import secrets
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.redis_servers import BINARY, MISSING, RedisServer, free_port, redis_server
-
-E2E = Path(__file__).parent / "e2e"
-
-
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let each file be one process's; one process has all that start servers, which share a few."""
-    for item in items:
-        group = "servers" if item.path.is_relative_to(E2E) else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
