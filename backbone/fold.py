@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from backbone.errors import ShapeMismatch
 from backbone.sites import Op, Site, SiteList
+from backbone.split_bias import bias_of
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Fold:
     @classmethod
     def of(cls, model: nn.Module, sites: SiteList) -> "Fold":
         """Collect the constants of a model in eval mode."""
-        pairs = [_own_affine(model.get_submodule(site.name), site) for site in sites]
+        pairs = [_own_affine(model, site) for site in sites]
         afters = [_layer_scale(model, site) for site in sites]
         return cls(
             sites, torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs]), torch.cat(afters)
@@ -65,15 +66,19 @@ class Fold:
         return out
 
 
-def _own_affine(module: nn.Module, site: Site) -> tuple[Tensor, Tensor]:
+def _own_affine(model: nn.Module, site: Site) -> tuple[Tensor, Tensor]:
     """Return the op's gain and bias [C], float64."""
+    module = model.get_submodule(site.name)
     ones, zeros = torch.ones(site.width).double(), torch.zeros(site.width).double()
     match site.op:
         case Op.IDENTITY:
             return ones, zeros
+        case Op.AFFINE:
+            return _vector(module.alpha).flatten(), _vector(module.beta).flatten()
         case Op.LINEAR | Op.CONV:
-            return ones, zeros if module.bias is None else _vector(module.bias)
-        case Op.LAYER_NORM:
+            bias = bias_of(model, site.name)
+            return ones, zeros if bias is None else _vector(bias)
+        case Op.LAYER_NORM | Op.GROUP_NORM:
             gain = ones if module.weight is None else _vector(module.weight)
             return gain, zeros if module.bias is None else _vector(module.bias)
         case Op.BATCH_NORM:
@@ -86,7 +91,9 @@ def _own_affine(module: nn.Module, site: Site) -> tuple[Tensor, Tensor]:
 def _layer_scale(model: nn.Module, site: Site) -> Tensor:
     if site.layer_scale is None:
         return torch.ones(site.width).double()
-    return _vector(model.get_submodule(site.layer_scale).gamma)
+    parent, _, name = site.layer_scale.rpartition(".")
+    behind = getattr(model.get_submodule(parent), name)
+    return _vector(behind.gamma if isinstance(behind, nn.Module) else behind)
 
 
 def _vector(parameter: Tensor) -> Tensor:

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import timm
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from backbone.errors import BackboneError, UnsupportedModel, WeightsInvalid, WeightsUnavailable
+from backbone.checkpoint import fitted
+from backbone.errors import UnsupportedModel, WeightsInvalid, WeightsUnavailable
 from backbone.families import Family, find_sites
 from backbone.fingerprint import fingerprint
 from backbone.fold import Fold
@@ -52,7 +52,7 @@ class Backbone:
     @property
     def head_width(self) -> int:
         """D: width of the pooled features that a head sees."""
-        return int(self.model.num_features)
+        return int(self.model.head_hidden_size)
 
     @property
     def parameters(self) -> int:
@@ -73,7 +73,7 @@ def load_backbone(name: str, *, source: str = "auto", input_size: int | None = N
     """
     filled = nullcontext() if source.startswith("random") else Unfilled()
     with filled:
-        model = _create(name, input_size)
+        model = create(name, input_size)
     family, sites = find_sites(model, name)
     title = _load_weights(model, name, source)
     model.eval().requires_grad_(False)
@@ -89,7 +89,12 @@ def load_backbone(name: str, *, source: str = "auto", input_size: int | None = N
     )
 
 
-def _create(name: str, input_size: int | None) -> nn.Module:
+def create(name: str, input_size: int | None = None) -> nn.Module:
+    """Build a timm model without a head, its weights as they come.
+
+    Raises:
+        UnsupportedModel: If timm has no such model, or not at this size.
+    """
     if not timm.is_model(name.split(".", maxsplit=1)[0]):
         raise UnsupportedModel(name, name, "is not a timm model")
     sized = {} if input_size is None else {"img_size": input_size}
@@ -126,15 +131,16 @@ def _load_auto(model: nn.Module, name: str) -> str:
 
 
 def _load_hub(model: nn.Module, name: str) -> str:
+    """Take the weights from timm's own model at its own size: timm knows every format its hub has."""
     try:
-        timm.models.load_pretrained(model, num_classes=0)
-    except BackboneError:
-        raise
+        state = timm.create_model(name, pretrained=True, num_classes=0).state_dict()
     except Exception as error:  # hub, network and file errors share no base class
         raise WeightsUnavailable(name, f"the hub gave none ({type(error).__name__}); {WAYS_OUT}") from error
-    return "timm hub: " + str(
+    title = "timm hub: " + str(
         model.pretrained_cfg.get("hf_hub_id") or model.pretrained_cfg.get("url") or name
     )
+    _load_state(model, state, title)
+    return title
 
 
 def _load_random(model: nn.Module, source: str) -> str:
@@ -151,7 +157,7 @@ def _load_random(model: nn.Module, source: str) -> str:
 
 def _plausible(tensor: Tensor, noise: Tensor) -> Tensor:
     """Keep activations of order one: scale matrices by fan-in, move vectors a little."""
-    if tensor.ndim < 2:
+    if tensor.numel() == tensor.shape[-1:].numel():
         # to the 0 or 1 it was made as: some modules draw their biases from the global generator
         return tensor.round() + 0.02 * noise
     fan_in = tensor[0].numel()
@@ -165,23 +171,13 @@ def _load_file(model: nn.Module, path: Path) -> str:
         state = timm.models.load_state_dict(str(path), weights_only=True)
     except Exception as error:
         raise WeightsInvalid(str(path), f"it cannot be read as a checkpoint ({error})") from error
-    _load_state(
-        model,
-        {k: v for k, v in state.items() if not k.startswith(("head.", "classifier.", "fc."))},
-        str(path),
-    )
+    _load_state(model, state, str(path))
     return str(path)
 
 
 def _load_state(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    fitted = dict(state)
-    if "pos_embed" in fitted and fitted["pos_embed"].shape != model.pos_embed.shape:
-        prefix = 0 if getattr(model, "no_embed_class", False) else model.num_prefix_tokens
-        fitted["pos_embed"] = resample_abs_pos_embed(
-            fitted["pos_embed"], new_size=list(model.patch_embed.grid_size), num_prefix_tokens=prefix
-        )
     try:
-        model.load_state_dict(fitted, strict=True)
+        model.load_state_dict(fitted(state, model), strict=True)
     except RuntimeError as error:
         raise WeightsInvalid(source, str(error).replace("\n\t", " ")) from error
 

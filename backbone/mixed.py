@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbone.sites import Op, Site, SiteList
+from backbone.split_bias import join_biases
 
 
 class BatchRows:
@@ -81,12 +82,26 @@ class _SiteConv(_SiteOp):
 
 
 class _SiteLayerNorm(_SiteOp):
+    """Over the channels of tokens and NHWC maps, or of an NCHW map (axis 1) by way of NHWC memory."""
+
     def __init__(self, rows: BatchRows, index: int, site: Site, frozen: nn.LayerNorm) -> None:
         super().__init__(rows, index, site)
         self.shape, self.eps = tuple(frozen.normalized_shape), frozen.eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._affine(F.layer_norm(x, self.shape, eps=self.eps))
+        if self._axis == -1:
+            return self._affine(F.layer_norm(x, self.shape, eps=self.eps))
+        normalised = F.layer_norm(x.permute(0, 2, 3, 1), self.shape, eps=self.eps)
+        return self._rows.affine(self._index, normalised, -1).permute(0, 3, 1, 2)
+
+
+class _SiteGroupNorm(_SiteOp):
+    def __init__(self, rows: BatchRows, index: int, site: Site, frozen: nn.GroupNorm) -> None:
+        super().__init__(rows, index, site)
+        self.groups, self.eps = frozen.num_groups, frozen.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._affine(F.group_norm(x, self.groups, eps=self.eps))
 
 
 class _SiteBatchNorm(_SiteOp):
@@ -102,6 +117,8 @@ class _SiteBatchNorm(_SiteOp):
 
 
 class _SiteIdentity(_SiteOp):
+    """No op, or one that is nothing but an affine: x is somebody else's, so it is copied first."""
+
     def __init__(self, rows: BatchRows, index: int, site: Site, _frozen: nn.Module) -> None:
         super().__init__(rows, index, site)
 
@@ -113,7 +130,9 @@ _SITE_OPS = {
     Op.LINEAR: _SiteLinear,
     Op.CONV: _SiteConv,
     Op.LAYER_NORM: _SiteLayerNorm,
+    Op.GROUP_NORM: _SiteGroupNorm,
     Op.BATCH_NORM: _SiteBatchNorm,
+    Op.AFFINE: _SiteIdentity,
     Op.IDENTITY: _SiteIdentity,
 }
 
@@ -126,11 +145,12 @@ class MixedModel(nn.Module):
         super().__init__()
         self.rows = rows or BatchRows(sites)
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        join_biases(self.model)
         for index, site in enumerate(sites):
             frozen = self.model.get_submodule(site.name)
             self.model.set_submodule(site.name, _SITE_OPS[site.op](self.rows, index, site, frozen))
             if site.layer_scale is not None:
-                self.model.set_submodule(site.layer_scale, nn.Identity())
+                _take_out(self.model, site.layer_scale)
 
     def forward(self, images: Tensor, rows: Tensor) -> Tensor:
         """Return pooled features.
@@ -145,3 +165,10 @@ class MixedModel(nn.Module):
         self.rows.set(rows)
         features: Tensor = self.model(images)
         return features
+
+
+def _take_out(model: nn.Module, layer_scale: str) -> None:
+    """Remove a LayerScale. timm's blocks test one that is a bare parameter for None."""
+    parent, _, name = layer_scale.rpartition(".")
+    holder = model.get_submodule(parent)
+    setattr(holder, name, nn.Identity() if isinstance(getattr(holder, name), nn.Module) else None)

@@ -16,7 +16,9 @@ class Op(StrEnum):
     LINEAR = "linear"
     CONV = "conv"
     LAYER_NORM = "layer_norm"
+    GROUP_NORM = "group_norm"
     BATCH_NORM = "batch_norm"
+    AFFINE = "affine"
     IDENTITY = "identity"
 
 
@@ -29,7 +31,9 @@ class Site:
         width: Channels C.
         op: Kind of the frozen op.
         axis: Channel axis of its output: -1 (tokens, NHWC) or 1 (NCHW).
-        layer_scale: Path of the LayerScale behind the op, which folds in as well; None if there is none.
+        layer_scale: Path of the LayerScale behind the op, a module or a bare parameter, which folds in as
+            well; None if there is none.
+        extra: Whether the paper names it but the reference code leaves it out: patch merging, downsampling.
     """
 
     name: str
@@ -37,6 +41,7 @@ class Site:
     op: Op
     axis: int = -1
     layer_scale: str | None = None
+    extra: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,11 @@ class SiteList:
         for site in self.sites:
             ends.append(ends[-1] + site.width)
         return {site.name: slice(a, b) for site, a, b in zip(self.sites, ends, ends[1:], strict=False)}
+
+    @cached_property
+    def official(self) -> "SiteList":
+        """The sites at which the reference code acts, which published counts of parameters refer to."""
+        return SiteList(tuple(site for site in self.sites if not site.extra))
 
     @property
     def widths(self) -> Mapping[str, int]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from backbone.sites import Op, Site, SiteList
+from backbone.split_bias import join_biases
 
 INIT_STD = 0.02  # γ ~ N(1, 0.02), β ~ N(0, 0.02), as in the method's reference code
 
@@ -46,9 +47,11 @@ class TunedModel(nn.Module):
         self.sites = tuple(site for site in sites if chosen is None or site.name in chosen)
         self.vectors = nn.ModuleList(SiteVectors(site, generator) for site in self.sites)
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        join_biases(self.model)
         for site, vectors in zip(self.sites, self.vectors, strict=True):
-            hooked = self.model.get_submodule(_hook_path(site))
-            hooked.register_forward_hook(lambda _module, _args, y, vectors=vectors: vectors(y))
+            _behind(self.model, site).register_forward_hook(
+                lambda _module, _args, y, vectors=vectors: vectors(y)
+            )
 
     def forward(self, images: Tensor) -> Tensor:
         """Return pooled features [B, D] of normalised images [B, 3, H, W]."""
@@ -76,6 +79,9 @@ class TunedModel(nn.Module):
             vectors.shift.copy_(shift.get(site.name, torch.zeros(site.width)))
 
 
-def _hook_path(site: Site) -> str:
+def _behind(model: nn.Module, site: Site) -> nn.Module:
+    """Return the module whose output is the site's."""
+    op = model.get_submodule(site.name)
     # timm's BatchNormAct2d runs its activation inside; its `drop` (an Identity) stands just before that
-    return f"{site.name}.drop" if site.op is Op.BATCH_NORM else site.name
+    inside: nn.Module | None = getattr(op, "drop", None) if site.op is Op.BATCH_NORM else None
+    return op if inside is None else inside

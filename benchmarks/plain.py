@@ -14,9 +14,12 @@ CLASSES = 10
 
 
 def plain_model(backbone: Backbone) -> nn.Module:
-    sized = {"img_size": backbone.spec.height} if backbone.family.name == "vit" else {}
-    model: nn.Module = timm.create_model(backbone.name, num_classes=CLASSES, **sized)
-    return model.eval()
+    try:
+        model = timm.create_model(backbone.name, num_classes=CLASSES, img_size=backbone.spec.height)
+    except TypeError:  # convolutional models take any size and no such argument
+        model = timm.create_model(backbone.name, num_classes=CLASSES)
+    plain: nn.Module = model.eval()
+    return plain
 
 
 def torch_runs(backbone: Backbone, batch: int, device: str, dtype: torch.dtype) -> dict[str, Run]:

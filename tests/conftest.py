@@ -8,6 +8,17 @@ import pytest
 from tests.redis_servers import BINARY, MISSING, RedisServer, free_port, redis_server
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Small models run on one thread: more would only wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def needs_redis() -> None:
     if BINARY is None:

@@ -1,9 +1,13 @@
 """Small frozen backbones and adapters with real tensors, built in milliseconds."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import timm
 import torch
+from timm.layers import GatedMlp, GluMlp
+from timm.models.mlp_mixer import Affine, MixerBlock, MlpMixer, ResBlock, SpatialGatingBlock
+from timm.models.vision_transformer import ResPostBlock
 from torch import Tensor, nn
 
 from adapters.file import Adapter
@@ -18,21 +22,58 @@ from backbone.preprocess import ImageSpec
 from tests.builders import IMAGENET_MEAN, IMAGENET_STD
 
 _VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+_SWIN = {"img_size": 32, "patch_size": 2, "window_size": 4, "embed_dim": 16, "depths": (2, 2, 1)}
+_SWIN_HEADS = {"num_heads": (2, 4, 4)}  # stages 1 and 2 shift and mask, stage 3 is one window
+_CONVNEXT = {"dims": (8, 16, 24, 32), "depths": (1, 1, 2, 2), "patch_size": 2}
+_MLP = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "num_blocks": 2, "block_layer": MixerBlock}
 KINDS: Mapping[str, tuple[str, dict[str, object]]] = {
     "vit": ("vit_tiny_patch16_224", _VIT),
     "vit_layer_scale": ("vit_tiny_patch16_224", {**_VIT, "init_values": 0.5}),
     "vit_registers": ("vit_tiny_patch16_224", {**_VIT, "reg_tokens": 4, "init_values": 0.5}),
     "vit_average_pool": ("vit_tiny_patch16_224", {**_VIT, "global_pool": "avg"}),
+    "vit_distilled": ("deit_tiny_distilled_patch16_224", _VIT),
+    "vit_norm_before": ("vit_base_patch16_clip_224", _VIT),
+    "vit_norms_behind": ("vit_tiny_patch16_224", {**_VIT, "block_fn": ResPostBlock}),
+    "vit_swiglu": ("vit_giant_patch14_dinov2", {**_VIT, "mlp_ratio": 2.0}),
+    "eva": ("eva02_tiny_patch14_224", _VIT),
+    "dinov3": ("vit_small_patch16_dinov3", {**_VIT, "embed_dim": 64}),
+    "swin": ("swin_tiny_patch4_window7_224", {**_SWIN, **_SWIN_HEADS}),
+    "swin_v2": ("swinv2_tiny_window8_256", {**_SWIN, **_SWIN_HEADS}),
+    "convnext": ("convnext_tiny", _CONVNEXT),
+    "convnext_v2": ("convnextv2_atto", _CONVNEXT),
+    "convnext_1x1": ("convnext_atto", {**_CONVNEXT, "head_norm_first": True}),
+    "mixer": ("mixer_s32_224", {**_MLP, "embed_dim": 32}),
+    "g_mixer": ("gmixer_24_224", {**_MLP, "mlp_ratio": (1.0, 4.0), "mlp_layer": GluMlp}),
+    "res_mlp": ("resmlp_24_224", {**_MLP, "mlp_ratio": 4, "block_layer": ResBlock, "norm_layer": Affine}),
+    "g_mlp": (
+        "gmlp_s16_224",
+        {**_MLP, "mlp_ratio": 6, "block_layer": SpatialGatingBlock, "mlp_layer": GatedMlp},
+    ),
+    "as_mlp": (
+        "asmlp_tiny_patch4_shift5_224",
+        {"patch_size": 2, "embed_dim": 12, "depths": (1, 2, 1), "shift_size": 5},
+    ),
     "efficientnet": ("test_efficientnet", {}),
+    "resnet": ("test_resnet", {}),
+    "mobilenet": ("mobilenetv3_small_050", {}),
 }
-MERGEABLE = [kind for kind in KINDS if kind != "vit_average_pool"]
+# ends of the sites where a shift or scale acts that no weight of the plain model can take up
+UNMERGEABLE: Mapping[str, tuple[str, ...]] = {
+    "vit_average_pool": ("norm",),
+    "vit_norm_before": ("patch_embed.proj",),  # CLIP's has no bias
+    "eva": (".attn.qkv",),
+    "dinov3": (".attn.qkv",),
+    "swin_v2": (".attn.qkv",),
+}
 SIZE = 32
 
 
 def create_plain(kind: str, num_classes: int = 0) -> nn.Module:
     """Return timm's own model of a kind, without SSF, in eval mode."""
     name, arguments = KINDS[kind]
-    return timm.create_model(name, num_classes=num_classes, **arguments).eval()
+    # timm's own functions fix the widths of its mixers
+    make = MlpMixer if "block_layer" in arguments else partial(timm.create_model, name)
+    return make(num_classes=num_classes, **arguments).eval()
 
 
 def make_backbone(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Backbone:
@@ -42,12 +83,13 @@ def make_backbone(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32) 
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point():
             noise = torch.randn(tensor.shape, generator=g)
-            tensor.copy_(noise / tensor[0].numel() ** 0.5 if tensor.ndim > 1 else _vector(name, noise))
+            matrix = tensor.numel() > tensor.shape[-1]
+            tensor.copy_(noise / tensor[0].numel() ** 0.5 if matrix else _vector(name, noise))
     return freeze(model, KINDS[kind][0], dtype)
 
 
 def _vector(name: str, noise: Tensor) -> Tensor:
-    centre = 0.0 if name.endswith(("bias", "running_mean")) else 1.0
+    centre = 0.0 if name.endswith(("bias", "beta", "token", "running_mean")) else 1.0
     return centre + 0.2 * noise.clamp(-2, 2)
 
 
@@ -76,6 +118,11 @@ def make_vectors(
     scale = {name: 1 + std * torch.randn(width, generator=g) for name, width in widths.items()}
     shift = {name: std * torch.randn(width, generator=g) for name, width in widths.items()}
     return scale, shift
+
+
+def unmergeable(kind: str, backbone: Backbone) -> list[str]:
+    """Return the sites that an adapter must leave alone to be merged."""
+    return [site.name for site in backbone.sites if site.name.endswith(UNMERGEABLE.get(kind, ()))]
 
 
 def make_adapter(

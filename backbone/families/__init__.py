@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from backbone.errors import UnsupportedModel
-from backbone.families import batch_norm_cnn, vit
+from backbone.families import as_mlp, batch_norm_cnn, convnext, mlp, swin, vit
 from backbone.sites import Site, SiteList
 
 
@@ -29,6 +29,10 @@ class Family:
 
 FAMILIES = (
     Family("vit", vit.matches, vit.sites),
+    Family("swin", swin.matches, swin.sites),
+    Family("convnext", convnext.matches, convnext.sites, channels_last=True),
+    Family("mlp", mlp.matches, mlp.sites),
+    Family("as_mlp", as_mlp.matches, as_mlp.sites),
     Family("batch_norm_cnn", batch_norm_cnn.matches, batch_norm_cnn.sites, channels_last=True),
 )
 

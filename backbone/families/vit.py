@@ -1,70 +1,71 @@
-"""Plain vision transformers of timm: ViT, DeiT, DINOv2 (LayerScale), registers.
+"""Vision transformers of timm: ViT, DeiT (distilled too), DINOv2, registers, CLIP; EVA, EVA02 and DINOv3.
 
-Sites per block, in forward order: norm1, attn.qkv (fused, 3C), attn.proj, norm2, mlp.fc1 (4C), mlp.fc2;
-before them patch_embed.proj, after them norm. With average pooling timm's `norm` is an Identity and the
-site acts on the raw residual stream, as in the method's reference code.
+Sites of a block, in forward order: norm1, attn.qkv (fused, 3C; or q_proj, k_proj, v_proj), attn.norm where
+there is one, attn.proj, norm2, mlp.fc1 (a SwiGLU's packed fc1, or fc1_g and fc1_x), mlp.norm where there is
+one, mlp.fc2; in blocks with norms behind their branches those come there. Before the blocks patch_embed.proj
+and norm_pre, after them norm.
+
+With average pooling ViT's `norm` is an Identity and the site acts on the raw residual stream, as in the
+method's reference code, which has no EVA: there the site is `fc_norm`, the norm behind the pooling.
 """
 
 from collections.abc import Iterator
 
-from timm.layers import LayerScale, Mlp, PatchEmbed
-from timm.models.vision_transformer import Attention, Block, VisionTransformer
+from timm.layers import AttentionRope, PatchEmbed
+from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva, EvaAttention, EvaBlock, EvaBlockPostNorm
+from timm.models.vision_transformer import Attention, Block, ResPostBlock, VisionTransformer
 from torch import nn
 
-from backbone.errors import UnsupportedModel
+from backbone.families.inspect import MLPS, Inspector
 from backbone.sites import Op, Site
+
+LAYER_SCALES = {Block: ("ls1", "ls2"), EvaBlock: ("gamma_1", "gamma_2")}
+NORMS_BEHIND = (ResPostBlock, EvaBlockPostNorm)
 
 
 def matches(model: nn.Module) -> bool:
-    return isinstance(model, VisionTransformer)
+    return type(model) in (VisionTransformer, VisionTransformerDistilled, Eva)
 
 
 def sites(model: nn.Module, name: str) -> tuple[Site, ...]:
-    return tuple(_sites(model, name))
+    return tuple(_sites(Inspector(model, name)))
 
 
-def _sites(model: nn.Module, name: str) -> Iterator[Site]:
-    _expect(name, "patch_embed", model.patch_embed, PatchEmbed)
-    _expect(name, "patch_embed.proj", model.patch_embed.proj, nn.Conv2d)
-    yield Site("patch_embed.proj", model.patch_embed.proj.out_channels, Op.CONV, axis=1)
-    if not isinstance(model.patch_embed.norm, nn.Identity):
-        yield _norm(name, "patch_embed.norm", model.patch_embed.norm, model.embed_dim)
-    for index, block in enumerate(model.blocks):
-        yield from _block(name, f"blocks.{index}", block, model.embed_dim)
-    yield _norm(name, "norm", model.norm, model.embed_dim)
+def _sites(look: Inspector) -> Iterator[Site]:
+    look.expect("patch_embed", PatchEmbed)
+    yield look.conv("patch_embed.proj")
+    for norm in ("patch_embed.norm", "norm_pre"):
+        if look.has(norm):
+            yield look.norm(norm)
+    for index in range(len(look.model.blocks)):
+        yield from _block(look, f"blocks.{index}")
+    if look.has("norm"):
+        yield look.norm("norm")
+    elif isinstance(look.model, Eva):
+        yield look.norm("fc_norm")
+    else:
+        yield Site("norm", int(look.model.embed_dim), Op.IDENTITY)
 
 
-def _block(name: str, path: str, block: nn.Module, width: int) -> Iterator[Site]:
-    _expect(name, path, block, Block, exact=True)
-    _expect(name, f"{path}.attn", block.attn, Attention, exact=True)
-    _expect(name, f"{path}.mlp", block.mlp, Mlp, exact=True)
-    yield _norm(name, f"{path}.norm1", block.norm1, width)
-    yield _linear(name, f"{path}.attn.qkv", block.attn.qkv)
-    yield _linear(name, f"{path}.attn.proj", block.attn.proj, _layer_scale(name, f"{path}.ls1", block.ls1))
-    yield _norm(name, f"{path}.norm2", block.norm2, width)
-    yield _linear(name, f"{path}.mlp.fc1", block.mlp.fc1)
-    yield _linear(name, f"{path}.mlp.fc2", block.mlp.fc2, _layer_scale(name, f"{path}.ls2", block.ls2))
+def _block(look: Inspector, path: str) -> Iterator[Site]:
+    block = look.expect(path, *LAYER_SCALES, *NORMS_BEHIND)
+    scales = [look.layer_scale(f"{path}.{name}") for name in LAYER_SCALES.get(type(block), ())]
+    after_attention, after_mlp = scales or (None, None)
+    norm1, norm2 = look.norm(f"{path}.norm1"), look.norm(f"{path}.norm2")
+    attention = _attention(look, f"{path}.attn", after_attention)
+    mlp = look.mlp(f"{path}.mlp", *MLPS, layer_scale=after_mlp)
+    if isinstance(block, NORMS_BEHIND):
+        yield from (*attention, norm1, *mlp, norm2)
+    else:
+        yield from (norm1, *attention, norm2, *mlp)
 
 
-def _linear(name: str, path: str, module: nn.Module, layer_scale: str | None = None) -> Site:
-    _expect(name, path, module, nn.Linear)
-    return Site(path, module.out_features, Op.LINEAR, layer_scale=layer_scale)
-
-
-def _norm(name: str, path: str, module: nn.Module, width: int) -> Site:
-    if isinstance(module, nn.Identity):
-        return Site(path, width, Op.IDENTITY)
-    _expect(name, path, module, nn.LayerNorm)
-    return Site(path, width, Op.LAYER_NORM)
-
-
-def _layer_scale(name: str, path: str, module: nn.Module) -> str | None:
-    if isinstance(module, nn.Identity):
-        return None
-    _expect(name, path, module, LayerScale)
-    return path
-
-
-def _expect(name: str, path: str, module: nn.Module, kind: type[nn.Module], *, exact: bool = False) -> None:
-    if not (type(module) is kind if exact else isinstance(module, kind)):
-        raise UnsupportedModel(name, path, f"is a {type(module).__name__}, not a {kind.__name__}")
+def _attention(look: Inspector, path: str, layer_scale: str | None) -> Iterator[Site]:
+    look.expect(path, Attention, EvaAttention, AttentionRope)
+    for name in ("qkv", "q_proj", "k_proj", "v_proj"):
+        if look.has(f"{path}.{name}"):
+            yield look.linear(f"{path}.{name}")
+    if look.has(f"{path}.norm"):
+        yield look.norm(f"{path}.norm")
+    yield look.linear(f"{path}.proj", layer_scale=layer_scale)

@@ -32,7 +32,9 @@ VERBS = {
         "server.cli.inspect",
         "Show what an adapter file holds, how it was trained, and how far it moved by depth.",
     ),
-    "backbones": Verb(TRAIN, "List models that are known to work, their sites, and what an adapter costs."),
+    "backbones": Verb(
+        "server.cli.backbones", "List models that are known to work, or tell where SSF acts in one."
+    ),
     "push": Verb(CLIENT, "Upload an adapter file as the next version of a task."),
     "tasks": Verb(CLIENT, "List the tasks, or the versions of one."),
     "promote": Verb(CLIENT, "Point an alias at a version; `production` is the one that serves by default."),

@@ -1,4 +1,4 @@
-"""The verbs `train`, `eval` and `backbones`: they need no server."""
+"""The verbs `train` and `eval`: they need no server."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from server.cli.output import printable, show_json, show_table, warn
+from server.cli.output import printable, show_json, warn
 
 if TYPE_CHECKING:
     from adapters.loop import Score
@@ -125,36 +125,6 @@ def evaluate(
     else:
         typer.echo(printable_lines(as_text(result)))
         typer.echo(f"\n{how['arithmetic']} on {how['device']}, {how['backbone']}")
-
-
-@app.command()
-def backbones(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
-) -> None:
-    """List models that are known to work, their sites, and what an adapter costs."""
-    from backbone.catalogue import catalogue
-
-    rows = list(catalogue())
-    if as_json:
-        show_json([row.as_dict() for row in rows])
-        return
-    show_table(
-        ("BACKBONE", "FAMILY", "SIZE", "PARAMETERS", "SITES", "SSF", "D", "OFFLINE PACKAGE"),
-        (
-            (
-                row.name,
-                row.family,
-                row.input_size,
-                f"{row.parameters / 1e6:.1f}M",
-                row.sites,
-                f"{row.ssf_parameters:,}",
-                row.head_width,
-                row.offline or "-",
-            )
-            for row in rows
-        ),
-    )
-    typer.echo("\nOther timm models of these families work too. A head adds (D + 1) numbers a class.")
 
 
 def printable_lines(text: str) -> str:

