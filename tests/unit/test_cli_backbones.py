@@ -2,16 +2,20 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from adapters.merge import Takes, takes
 from backbone import catalogue
-from backbone.catalogue import MODELS, describe, outline
+from backbone.catalogue import MODELS, Entry, describe, outline
+from backbone.families import FAMILIES
 from backbone.load import load_backbone
 from server.cli import main
 from tests.models import KINDS, make_backbone, unmergeable
+
+DOCS = Path(__file__).parents[2] / "docs/backbones.md"
 
 
 @pytest.fixture
@@ -26,13 +30,23 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return run_main
 
 
-def test_every_listed_model_is_supported() -> None:
-    entries = [entry.as_dict() for entry in catalogue.catalogue()]
-    assert [entry["name"] for entry in entries] == list(MODELS)
-    assert all(0 < entry["official_ssf_parameters"] <= entry["ssf_parameters"] for entry in entries)
-    assert {entry["family"] for entry in entries} == {
-        "vit", "swin", "convnext", "mlp", "as_mlp", "batch_norm_cnn",
-    }  # fmt: skip
+def row_of(entry: Entry) -> str:
+    """Return a model's line in docs/backbones.md."""
+    extra = entry.sites - entry.official_sites
+    return (
+        f"| `{entry.name}` | {entry.family} | {entry.input_size} | {entry.parameters / 1e6:.1f} M "
+        f"| {entry.official_sites} | {entry.official_ssf_parameters:,} "
+        f"| {f'{extra}, {entry.ssf_parameters - entry.official_ssf_parameters:,}' if extra else '-'} "
+        f"| {entry.head_width} |"
+    )
+
+
+def test_every_listed_model_is_supported_and_documented() -> None:
+    entries = list(catalogue.catalogue())
+    assert [entry.name for entry in entries] == list(MODELS)
+    assert {entry.family for entry in entries} == {family.name for family in FAMILIES}
+    documented = [line for line in DOCS.read_text().split("\n") if line.startswith("| `")]
+    assert [line for line in documented if line.count("|") == 9] == [row_of(entry) for entry in entries]
 
 
 def test_the_list_tells_what_an_adapter_costs(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:

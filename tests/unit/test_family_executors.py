@@ -34,13 +34,20 @@ FAMILIES = (
 )
 TASKS = 3
 # fp32 in another order; bfloat16 rounds every activation to 8 bits, in units of the largest logit
-TOLERANCE = {"float32": 2e-5, "bfloat16": 1e-1}
+TOLERANCE = {"float32": 2e-5, "bfloat16": 4e-2}
+# between batch sizes some fp32 kernels sum in another order; all else is the same to the bit
+ORDER = 2e-6
+BY_SIZE = {
+    **{(kind, "torch"): ORDER for kind in ("swin", "swin_v2", "convnext", "convnext_v2", "resnet", "as_mlp")},
+    ("as_mlp", "openvino"): ORDER,
+}
 
 
 class Filled:
     """An executor with three tasks in slots 1 to 3, and one image a task."""
 
     def __init__(self, kind: str, name: str, dtype: str, graphs: Path) -> None:
+        self.kind = kind
         self.backbone: Backbone = make_backbone(kind)
         self.adapters: list[Adapter] = [make_adapter(self.backbone, seed=seed) for seed in range(TASKS)]
         self.executor: Executor = open_executor(
@@ -98,6 +105,15 @@ def test_answer_depends_on_neither_neighbours_nor_place(filled: Filled) -> None:
     beside_others = filled.run([images[0], *images[TASKS : TASKS + 2]], [1, 3, 3])
     for one, other in zip([*first, first[0]], [*moved[::-1], beside_others[0]], strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_answer_does_not_depend_on_the_number_of_images(filled: Filled) -> None:
+    slots = [1, 2, 3, 1, 2, 3]
+    together = filled.run(filled.images, slots)
+    in_fp32 = filled.executor.dtype == "float32"
+    bound = BY_SIZE.get((filled.kind, filled.executor.name), 0.0) if in_fp32 else 0.0
+    for image, slot, expected in zip(filled.images, slots, together, strict=True):
+        np.testing.assert_allclose(filled.run([image], [slot])[0], expected, rtol=0, atol=bound)
 
 
 def test_poisoned_adapter_changes_no_other_answer(filled: Filled) -> None:
