@@ -32,6 +32,10 @@ VERBS = {
         "server.cli.inspect",
         "Show what an adapter file holds, how it was trained, and how far it moved by depth.",
     ),
+    "merge": Verb(
+        "server.cli.merge",
+        "Fold an adapter into a copy of its backbone: plain timm weights with no SSF left.",
+    ),
     "backbones": Verb(
         "server.cli.backbones", "List models that are known to work, or tell where SSF acts in one."
     ),
