@@ -34,8 +34,9 @@ VERBS = {
     ),
     "merge": Verb(
         "server.cli.merge",
-        "Fold an adapter into a copy of its backbone: plain timm weights with no SSF left.",
+        "Fold an adapter into its backbone: plain timm weights with no SSF left.",
     ),
+    "convert": Verb("server.cli.convert", "Make an adapter of what another tool has trained."),
     "backbones": Verb(
         "server.cli.backbones", "List models that are known to work, or tell where SSF acts in one."
     ),
