@@ -25,6 +25,40 @@ class Weights(StrEnum):
     RAW = "raw"
 
 
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CHECKPOINT", exists=True, dir_okay=False, help="Its `.pth.tar`.", show_default=False
+    ),
+]
+BackboneName = Annotated[str, typer.Option(help="timm model it was trained on.", show_default=False)]
+ChosenWeights = Annotated[
+    Weights | None, typer.Option(help="ema where the checkpoint has them, else raw.", show_default=False)
+]
+BackboneOut = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write the checkpoint's own frozen weights to this file, and convert for those, rather than "
+        "compare them with the weights of --backbone-source.",
+    ),
+]
+InputSize = Annotated[
+    int | None, typer.Option(min=8, help="Pixels a side in training; else the model's own.")
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True, dir_okay=False, help="Names of the classes in order, a line each; else numbers."
+    ),
+]
+TrueLayerNorm = Annotated[
+    bool,
+    typer.Option(
+        "--true-layer-norm", help="A ConvNeXt was trained with norms that divide by C, not by C - 1."
+    ),
+]
+
+
 @convert.callback()
 def _group() -> None:
     """Keep the name of the tool a word of its own, also while there is one."""
@@ -33,41 +67,15 @@ def _group() -> None:
 @convert.command()
 def official(
     *,
-    checkpoint: Annotated[
-        Path,
-        typer.Argument(
-            metavar="CHECKPOINT", exists=True, dir_okay=False, help="Its `.pth.tar`.", show_default=False
-        ),
-    ],
-    backbone: Annotated[str, typer.Option(help="timm model it was trained on.", show_default=False)],
+    checkpoint: Checkpoint,
+    backbone: BackboneName,
     out: Out,
-    weights: Annotated[
-        Weights | None, typer.Option(help="ema where the checkpoint has them, else raw.", show_default=False)
-    ] = None,
+    weights: ChosenWeights = None,
     backbone_source: Source = None,
-    backbone_out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write the checkpoint's own frozen weights to this file, and convert for those, rather than "
-            "compare them with the weights of --backbone-source.",
-            dir_okay=False,
-        ),
-    ] = None,
-    input_size: Annotated[
-        int | None, typer.Option(min=8, help="Pixels a side in training; else the model's own.")
-    ] = None,
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, help="Names of the classes in order, a line each; else numbers."
-        ),
-    ] = None,
-    true_layer_norm: Annotated[
-        bool,
-        typer.Option(
-            "--true-layer-norm", help="A ConvNeXt was trained with norms that divide by C, not by C - 1."
-        ),
-    ] = False,
+    backbone_out: BackboneOut = None,
+    input_size: InputSize = None,
+    labels: Labels = None,
+    true_layer_norm: TrueLayerNorm = False,
     force: Force = False,
 ) -> None:
     """Make an adapter of a checkpoint of the SSF reference code."""
