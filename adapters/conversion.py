@@ -119,7 +119,7 @@ def _check_backbone(checkpoint: OfficialCheckpoint, backbone: Backbone) -> None:
     """Compare the frozen weights; they are the pretrained ones, to the bit."""
     stored = fitted(checkpoint.frozen, backbone.model)
     own = backbone.model.state_dict()
-    for key in own.keys() | stored.keys():
+    for key in sorted(own.keys() | stored.keys()):
         if key not in own or key not in stored or own[key].shape != stored[key].shape:
             what = "the backbone lacks" if key not in own else "the checkpoint lacks or has in another shape"
             raise AdapterIncompatible("the architecture", backbone.name, f"a model where {what} {key}")

@@ -35,7 +35,8 @@ Run = Callable[..., Result]
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     def run_main(*arguments: object) -> Result:
-        monkeypatch.setattr(sys, "argv", ["ssfserve", "convert", "official", *map(str, arguments)])
+        verb = ("inspect",) if len(arguments) == 1 else ("convert", "official")
+        monkeypatch.setattr(sys, "argv", ["ssfserve", *verb, *map(str, arguments)])
         with pytest.raises(SystemExit) as exit_info:
             main()
         captured = capsys.readouterr()
@@ -94,6 +95,8 @@ def test_classes_are_named_by_a_file(run: Run, tmp_path: Path) -> None:
     result = run(*VIT, "--out", out, "--backbone-out", tmp_path / "b", "--labels", labels)
     assert result.code == 0 and "ema weights" in result.out
     assert read_adapter(out.read_bytes()).manifest.labels[2] == "kind 2"
+    shown = run(out).out
+    assert "torch/cifar100, images not recorded" in shown and "top1_of_the_trainer 93.99" in shown
 
 
 def test_another_backbone_leaves_no_file(run: Run, tmp_path: Path) -> None:
