@@ -6,6 +6,7 @@ AdapterError
 ├── AdapterIncompatible      a good adapter for another backbone or preprocessing
 ├── ProbeMismatch            the adapter computes other logits here than where it was trained
 ├── NotMergeable             no plain model computes what the adapter does
+├── CheckpointInvalid        a checkpoint of another tool cannot become an adapter
 └── DataInvalid              a training or evaluation data set cannot be used
 """
 
@@ -79,6 +80,15 @@ class NotMergeable(AdapterError):
 
     def __str__(self) -> str:
         return f"the adapter cannot be merged into plain weights: site {self.site} {self.detail}"
+
+
+class CheckpointInvalid(AdapterError):
+    def __init__(self, source: str, detail: str) -> None:
+        super().__init__(source, detail)
+        self.source, self.detail = source, detail
+
+    def __str__(self) -> str:
+        return f"the checkpoint {self.source} cannot be converted: it {self.detail}"
 
 
 class DataInvalid(AdapterError):

@@ -7,6 +7,7 @@ import pytest
 
 from tests.redis_servers import BINARY, MISSING, RedisServer, free_port, redis_server
 
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Small models run on one thread: more would only wait for each other."""

@@ -22,42 +22,12 @@ from torch import Tensor, nn
 from backbone.executors.openvino_files import FILE, SUMS, read, sums
 from backbone.executors.quiet_openvino import openvino, torch_frontend
 from backbone.load import Backbone
-from backbone.mixed import BatchRows, MixedModel
+from backbone.traced import FromPixels
 
 logger = logging.getLogger(__name__)
 
 GRAPH_VERSION = 1  # raise it when the graph that this file makes changes
 _EXAMPLE_BATCH = 2
-
-
-class TracedRows(BatchRows):
-    """Scales and shifts by ops that a graph compiler fuses, without writing in place."""
-
-    def affine(self, index: int, x: Tensor, axis: int) -> Tensor:
-        scale, shift = self.scale[index], self.shift[index]
-        width = scale.shape[1]
-        if axis == 1:
-            shape = (-1, width, *(1,) * (x.ndim - 2))
-            return x * scale.reshape(shape) + shift.reshape(shape)
-        if x.shape[0] == self.batch:
-            shape = (-1, *(1,) * (x.ndim - 2), width)
-            return x * scale.reshape(shape) + shift.reshape(shape)
-        rows = x.reshape(self.batch, -1, width)
-        return (rows * scale.unsqueeze(1) + shift.unsqueeze(1)).reshape(x.shape)
-
-
-class FromPixels(nn.Module):
-    """The mixed-task model from uint8 pixels on."""
-
-    def __init__(self, backbone: Backbone) -> None:
-        super().__init__()
-        self.mixed = MixedModel(backbone.model, backbone.sites, TracedRows(backbone.sites))
-        mean, std = (torch.tensor(v).view(3, 1, 1) * 255 for v in (backbone.spec.mean, backbone.spec.std))
-        self.register_buffer("scale", 1 / std)
-        self.register_buffer("shift", -mean / std)
-
-    def forward(self, images: Tensor, rows: Tensor) -> Tensor:
-        return self.mixed(images.to(torch.float32) * self.scale + self.shift, rows)
 
 
 def load_graph(backbone: Backbone, cache: Path | None) -> openvino.Model:

@@ -32,6 +32,15 @@ VERBS = {
         "server.cli.inspect",
         "Show what an adapter file holds, how it was trained, and how far it moved by depth.",
     ),
+    "merge": Verb(
+        "server.cli.merge",
+        "Fold an adapter into its backbone: plain timm weights with no SSF left.",
+    ),
+    "export": Verb(
+        "server.cli.export",
+        "Write an ONNX graph: an adapter merged into its backbone, or all tasks in one graph.",
+    ),
+    "convert": Verb("server.cli.convert", "Make an adapter of what another tool has trained."),
     "backbones": Verb(
         "server.cli.backbones", "List models that are known to work, or tell where SSF acts in one."
     ),

@@ -69,10 +69,8 @@ def _facts(name: str, summary: "Summary") -> Iterator[tuple[str, str]]:
 
 
 def _training(training: "Training") -> Iterator[tuple[str, str]]:
-    yield (
-        "trained on",
-        f"{training.dataset}, {training.train_images} images, {training.val_images} to validate",
-    )
+    images = f"{training.train_images} images, {training.val_images} to validate"
+    yield "trained on", f"{training.dataset}, {images if training.train_images else 'images not recorded'}"
     when = [f"started {training.started}"] if training.started else []
     took = [f"{training.seconds:.0f} s"] if training.seconds is not None else []
     yield "run", ", ".join([f"seed {training.seed}", *when, *took])

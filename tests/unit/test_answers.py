@@ -15,6 +15,7 @@ EXAMPLES: list[Exception] = [
     adapters.AdapterIncompatible("fingerprint", "aa", "secret"),
     adapters.ProbeMismatch(1.0, 0.1),
     adapters.NotMergeable("norm", "secret"),
+    adapters.CheckpointInvalid("secret.pth", "has no head"),
     adapters.DataInvalid("/data/secret", "empty"),
     registry.InvalidName("task", "Secret!"),
     registry.TaskNotFound("pets"),

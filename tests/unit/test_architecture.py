@@ -18,6 +18,7 @@ LOW_LAYER_IMPORTS = {
 OPTIONAL = {  # imported where used
     ("backbone/offline.py", "onnx"),
     ("backbone/executors/quiet_openvino.py", "openvino"),
+    ("adapters/onnx_export.py", "onnx"),
     ("adapters/report.py", "matplotlib"),
 }
 MAX_FILE_LINES = 400

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from adapters.merge import merge_sites
-from backbone.executors.openvino_graph import TracedRows, trace
+from backbone.executors.openvino_graph import trace
 from backbone.executors.quiet_openvino import hint, openvino
 from backbone.mixed import MixedModel
+from backbone.traced import TracedRows
 from backbone.tuned import TunedModel
 from tests.golden_data import GOLDENS, Official, read
 

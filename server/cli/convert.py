@@ -1,0 +1,126 @@
+"""The verb `convert`: what other tools have trained becomes an adapter. It needs no server."""
+
+import sys
+import tempfile
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from server.cli.frozen import Force, Out, Source, refuse_existing
+from server.cli.output import warn
+
+if TYPE_CHECKING:
+    from adapters.official import OfficialCheckpoint
+    from backbone.load import Backbone
+
+app = typer.Typer()
+convert = typer.Typer(no_args_is_help=True, help="Make an adapter of what another tool has trained.")
+app.add_typer(convert, name="convert")
+
+
+class Weights(StrEnum):
+    EMA = "ema"
+    RAW = "raw"
+
+
+Checkpoint = Annotated[
+    Path,
+    typer.Argument(
+        metavar="CHECKPOINT", exists=True, dir_okay=False, help="Its `.pth.tar`.", show_default=False
+    ),
+]
+BackboneName = Annotated[str, typer.Option(help="timm model it was trained on.", show_default=False)]
+ChosenWeights = Annotated[
+    Weights | None, typer.Option(help="ema where the checkpoint has them, else raw.", show_default=False)
+]
+BackboneOut = Annotated[
+    Path | None,
+    typer.Option(
+        help="Write the checkpoint's own frozen weights to this file, and convert for those, rather than "
+        "compare them with the weights of --backbone-source.",
+    ),
+]
+InputSize = Annotated[
+    int | None, typer.Option(min=8, help="Pixels a side in training; else the model's own.")
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True, dir_okay=False, help="Names of the classes in order, a line each; else numbers."
+    ),
+]
+TrueLayerNorm = Annotated[
+    bool,
+    typer.Option(
+        "--true-layer-norm", help="A ConvNeXt was trained with norms that divide by C, not by C - 1."
+    ),
+]
+
+
+@convert.callback()
+def _group() -> None:
+    """Keep the name of the tool a word of its own, also while there is one."""
+
+
+@convert.command()
+def official(
+    *,
+    checkpoint: Checkpoint,
+    backbone: BackboneName,
+    out: Out,
+    weights: ChosenWeights = None,
+    backbone_source: Source = None,
+    backbone_out: BackboneOut = None,
+    input_size: InputSize = None,
+    labels: Labels = None,
+    true_layer_norm: TrueLayerNorm = False,
+    force: Force = False,
+) -> None:
+    """Make an adapter of a checkpoint of the SSF reference code."""
+    from adapters.conversion import convert as run
+    from adapters.conversion import differences, write_backbone
+    from adapters.official import read_official
+    from adapters.saving import replace_file, save_checked
+
+    refuse_existing(out, force=force)
+    if backbone_out is not None:
+        refuse_existing(backbone_out, force=force, option="--backbone-out")
+    read = read_official(checkpoint, weights.value if weights else None)
+    model = _load(read, backbone, backbone_source, input_size, rebuild=backbone_out is not None)
+    names = labels.read_text(encoding="utf-8").splitlines() if labels else None
+    adapter = run(read, model, labels=names, true_layer_norm=true_layer_norm, command=_command_line())
+    for difference in differences(read, model):
+        warn(difference)
+    written = save_checked(adapter, model, out, device="cpu", dtype="float32")
+    if backbone_out is not None:
+        replace_file(backbone_out, write_backbone(read))
+        typer.echo(f"{backbone_out} (the backbone, fingerprint {model.fingerprint[:12]})")
+    typer.echo(
+        f"{read.names.family}, {read.weights} weights, {len(adapter.manifest.sites)} sites, "
+        f"{adapter.manifest.num_classes} classes; the probe agrees with the served arithmetic"
+    )
+    typer.echo(f"{out} ({out.stat().st_size / 1000:.0f} kB, {written[:12]})")
+
+
+def _load(
+    read: "OfficialCheckpoint", name: str, source: str | None, input_size: int | None, *, rebuild: bool
+) -> "Backbone":
+    from adapters.conversion import write_backbone
+    from backbone.load import load_backbone
+    from server.settings import Settings
+
+    if not rebuild:
+        source = source or Settings.load().backbone_source
+        return load_backbone(name, source=source, input_size=input_size)
+    with tempfile.TemporaryDirectory() as made:
+        file = Path(made) / f"{read.source}.safetensors"
+        file.write_bytes(write_backbone(read))
+        return load_backbone(name, source=str(file), input_size=input_size)
+
+
+def _command_line() -> str:
+    import shlex
+
+    return shlex.join(["ssfserve", *sys.argv[1:]])
