@@ -43,10 +43,33 @@ ERRORS = {
 }
 
 
+# the headers of `server.response_headers` where HAProxy answers itself, and the client's request id
+_ABSENT = "if !{ res.hdr(x-frame-options) -m found }"
+_OWN_ANSWERS = (
+    "http-request set-var(txn.request_id) req.hdr(x-request-id)",
+    *(
+        f'http-after-response set-header {name} "{value}" {_ABSENT}'
+        for name, value in (
+            ("referrer-policy", "no-referrer"),
+            ("cross-origin-resource-policy", "same-origin"),
+            ("content-security-policy", "default-src 'none'; frame-ancestors 'none'"),
+            ("cache-control", "no-store"),
+            ("x-content-type-options", "nosniff"),
+        )
+    ),
+    "http-after-response set-header x-request-id %[var(txn.request_id)]"
+    " if !{ res.hdr(x-frame-options) -m found } { var(txn.request_id) -m reg ^[A-Za-z0-9._:-]{1,128}$ }",
+    f"http-after-response set-header x-frame-options DENY {_ABSENT}",  # the last: the others look for it
+)
+
+
 def error_body(status: int) -> str:
     """Return what clients read where HAProxy answers instead of a replica."""
     error_type, message = ERRORS[status]
     return json.dumps({"error": message, "error_type": error_type})
+
+
+UNANSWERED = f"status 503 content-type application/json string '{error_body(503)}' hdr Retry-After 1"
 
 
 def shape_errors(config: str, folder: Path) -> str:
@@ -55,8 +78,7 @@ def shape_errors(config: str, folder: Path) -> str:
     # than a closed one, whatever the errors are; a new connection for each request costs 0.15 ms of CPU
     config = REUSE.sub(r"\g<1>option http-server-close", config)
     config = ERROR_FILE.sub(rf"\g<1>{folder}/\2.http", config)
-    answer = f"status 503 content-type application/json string '{error_body(503)}' hdr Retry-After 1"
-    return NO_BACKEND.sub(rf"\g<1>{answer}", config)
+    return NO_BACKEND.sub(rf"\g<1>{UNANSWERED}", config)
 
 
 def write_errors(folder: Path) -> None:
@@ -102,6 +124,10 @@ class Front:
             # Ray Serve adds the id that the client sent to the one that the replica answers with
             "http-response set-header x-request-id %[res.fhdr(x-request-id,1)]"
             " if { res.fhdr_cnt(x-request-id) gt 1 }",
+            # Ray Serve's own proxy, while the application is being taken away; no 404 of ours is plain text
+            f"http-response return {UNANSWERED}"
+            " if { status 404 } { res.hdr(content-type) -m beg text/plain }",
+            *_OWN_ANSWERS,
         ]
         if self.tls:
             lines.append(f'http-after-response set-header strict-transport-security "{HSTS}"')

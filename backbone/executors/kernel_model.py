@@ -100,10 +100,10 @@ class KernelModel(nn.Module):
                 self.model.set_submodule(site.name, module)
 
     def _quantise_products(self) -> None:
-        for site in self._backbone.sites:
-            module = self.model.get_submodule(site.name)
+        sites = list(self._backbone.sites)
+        for path, module in list(self.model.named_modules()):  # not by site: fusing moved some
             if isinstance(module, KernelLinear):
-                self.model.set_submodule(site.name, ScaledLinear(module, site))
+                self.model.set_submodule(path, ScaledLinear(module, sites[module.index]))
 
     def _site(self, index: int, site: Site, frozen: nn.Module) -> nn.Module | None:
         match site.op:

@@ -90,7 +90,9 @@ def test_a_model_of_no_family_is_listed_until_it_is_supported(
         patched.setattr(matrix, "load_backbone", load_backbone)
         run_model("xcit_nano_12_p16_224", HOST, PLAN, Kept())
     (row,) = Kept().rows
-    assert (row["model"], row["batch"]) == ("xcit_nano_12_p16_224", 0) and "no supported family" in row["unsupported"]
+    assert (row["model"], row["batch"]) == ("xcit_nano_12_p16_224", 0) and "no supported family" in row[
+        "unsupported"
+    ]
     assert measured == []
 
 
