@@ -150,7 +150,8 @@ def rays_proxy(listener: socket.socket) -> Iterator[None]:
         with connection:
             connection.recv(4096)
             connection.sendall(
-                b"HTTP/1.1 404 Not Found\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 4\r\n\r\n"
+                b"HTTP/1.1 404 Not Found\r\nContent-Type: text/plain; charset=utf-8\r\n"
+                b"Content-Length: 4\r\n\r\n"
                 b"Path"
             )
 
