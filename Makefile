@@ -12,11 +12,11 @@ serve: $(VENV)/.serve
 	@SSFSERVE_SEED_DIR="$${SSFSERVE_SEED_DIR-demo}" exec $(BIN)/ssfserve serve
 
 test: $(VENV)/.dev
-	@echo "tests/e2e beside the others: servers wait while tests compute"
-	@$(BIN)/python -m pytest -ra tests/e2e >$(VENV)/e2e.log 2>&1 & servers=$$!; \
+	@echo "tests that start servers beside those that compute: the first wait while the second run"
+	@$(BIN)/python -m pytest -ra tests/e2e tests/contract >$(VENV)/servers.log 2>&1 & servers=$$!; \
 	trap "kill $$servers" INT TERM; \
-	$(BIN)/python -m pytest -ra --ignore=tests/e2e; code=$$?; \
-	wait $$servers || code=$$?; cat $(VENV)/e2e.log; exit $$code
+	$(BIN)/python -m pytest -ra --ignore=tests/e2e --ignore=tests/contract; code=$$?; \
+	wait $$servers || code=$$?; cat $(VENV)/servers.log; exit $$code
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/python -m pytest -ra -m gpu tests/gpu
