@@ -1,19 +1,23 @@
 """Where a training's features come from: a tuned model, or a table of the frozen model's."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Self
 
 import torch
-from timm.layers import PatchDropout
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from adapters.augment import augment
 from adapters.data import Split
+from adapters.loop import Batch
+from adapters.methods import build, tunables
+from adapters.mixing import Mixing
 from adapters.optim import Tunable
 from adapters.recipe import Recipe
 from adapters.spread import measure_spreads
-from backbone.errors import UnsupportedModel
+from adapters.stochastic import set_drop_path, set_patch_drop
+from adapters.views import PixelViews, Views
 from backbone.executors.torch_executor import DTYPES
 from backbone.load import Backbone
 from backbone.preprocess import ImageSpec
@@ -50,57 +54,98 @@ class Standard:
 
 
 class TunedInputs:
-    """Images through the backbone with trainable γ/β.
+    """Images through the backbone, tuned as the recipe's method does.
 
-    The frozen weights are in the recipe's dtype, γ/β and the head in fp32. Features are standardised once
+    Frozen weights are in the recipe's dtype, what trains and the head in fp32. Features are standardised once
     `standard` is set.
     """
 
     def __init__(
-        self, backbone: Backbone, pixels: Tensor, recipe: Recipe, generator: torch.Generator
+        self,
+        backbone: Backbone,
+        pixels: Tensor,
+        recipe: Recipe,
+        generator: torch.Generator,
+        *,
+        classes: int = 2,
+        views: Views | None = None,
     ) -> None:
-        self._pixels, self._recipe, self._generator = pixels, recipe, generator
-        self._dtype, self._device = DTYPES[recipe.dtype], torch.device(recipe.device)
-        self.tuned = TunedModel(
-            backbone.model, backbone.sites, only=recipe.chosen_sites(backbone.sites), generator=generator
-        )
-        self.tuned.model.to(self._dtype)
+        """Put a tuned copy of the backbone on the recipe's device.
+
+        Args:
+            backbone: What is tuned.
+            pixels: All images, uint8 [n, 3, H, W], as serving would see them.
+            recipe: The numbers.
+            generator: Draws first values and augmentations.
+            classes: K, for soft targets.
+            views: What training sees; the pixels with the recipe's augmentations if None.
+        """
+        self._pixels, self._device = pixels, torch.device(recipe.device)
+        self._dtype = torch.float32 if recipe.method == "full" else DTYPES[recipe.dtype]
+        self._views = views or PixelViews(pixels, recipe.augmentations, generator)
+        self._mixing = Mixing(recipe, classes)
+        layout = torch.channels_last if backbone.family.channels_last else torch.contiguous_format
+        self._layout = layout
+        self.tuned = build(backbone, recipe, generator)
+        self._dropping = set_patch_drop(self.tuned.model, backbone.name, recipe.patch_drop)
+        self._dropping += set_drop_path(self.tuned.model, recipe.drop_path)
         self.tuned.to(self._device)
+        self.tuned.model.to(memory_format=layout)
         if self._device.type == "cpu":
             _unfuse_attention(self.tuned.model)
         self.standard: Standard | None = None
         self._scale, self._shift = _pixel_affine(backbone.spec, self._device)
-        self._tunables = [Tunable(parameter) for parameter in self.tuned.vectors.parameters()]
-        self._dropout = _patch_dropout(self.tuned.model, backbone.name, recipe.patch_drop)
+        self._tunables = tunables(self.tuned.parameters())
 
     def tunables(self) -> list[Tunable]:
         return self._tunables
 
-    def scale_steps(self, indices: Tensor) -> None:
-        """Scale each site's steps by its spread over some images."""
-        spreads = measure_spreads(self.tuned, lambda: self.eval(indices))
-        self._tunables = [
-            tunable
-            for vectors, spread in zip(self.tuned.vectors, spreads, strict=True)
-            for tunable in (
-                Tunable(vectors.scale, spread.scale_share),
-                Tunable(vectors.shift, spread.shift_share),
-            )
+    def buffers(self) -> list[Tensor]:
+        return [
+            b for b in self.tuned.buffers() if any(p.requires_grad for p in self.tuned.model.parameters())
         ]
 
-    def train(self, indices: Tensor) -> Tensor:
-        self._dropout.train()
-        return self._features(augment(self._pixels[indices], self._recipe.augmentations, self._generator))
+    def scale_steps(self, indices: Tensor) -> None:
+        """Scale each site's steps by its spread over some images."""
+        if not isinstance(self.tuned, TunedModel):
+            return
+        spreads = measure_spreads(self.tuned, lambda: self.eval(indices))
+        self._tunables = [
+            Tunable(parameter, part)
+            for vectors, spread in zip(self.tuned.vectors, spreads, strict=True)
+            for parameter, part in ((vectors.scale, spread.scale_share), (vectors.shift, spread.shift_share))
+            if parameter is not None
+        ]
+
+    def epoch(self, batches: Sequence[Tensor], targets: Tensor) -> Iterator[Batch]:
+        for indices, pixels in zip(batches, self._views.epoch(batches), strict=True):
+            images, wanted = self._mixing(self._normalised(pixels), targets[indices].to(self._device))
+            self.tuned.train()
+            yield self._forward(images, dropping=True), wanted
+
+    def seen(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield features [B, D] of images as training sees them, unmixed; no batch statistic moves."""
+        for pixels in self._views.epoch(batches):
+            self.tuned.eval()
+            yield self._forward(self._normalised(pixels), dropping=True)
 
     def eval(self, indices: Tensor) -> Tensor:
-        self._dropout.eval()
-        return self._features(self._pixels[indices])
+        return self.features(self._pixels[indices])
 
-    def _features(self, pixels: Tensor) -> Tensor:
-        images = pixels.to(self._device, torch.float32)
-        normalised = torch.addcmul(self._shift, images, self._scale).to(self._dtype)
-        features: Tensor = self.tuned(normalised)
-        return features.float() if self.standard is None else self.standard.apply(features.float())
+    def features(self, pixels: Tensor) -> Tensor:
+        """Return features [B, D] of images, uint8 [B, 3, H, W], as serving would compute them."""
+        self.tuned.eval()
+        return self._forward(self._normalised(pixels), dropping=False)
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        images = pixels.to(self._device, torch.float32, memory_format=self._layout)
+        return torch.addcmul(self._shift, images, self._scale)
+
+    def _forward(self, images: Tensor, *, dropping: bool) -> Tensor:
+        for module in self._dropping:
+            module.train(dropping)
+        features: Tensor = self.tuned(images.to(self._dtype)).float()
+        return features if self.standard is None else self.standard.apply(features)
 
 
 class FrozenInputs:
@@ -112,8 +157,12 @@ class FrozenInputs:
     def tunables(self) -> list[Tunable]:
         return []
 
-    def train(self, indices: Tensor) -> Tensor:
-        return self._table[indices]
+    def buffers(self) -> list[Tensor]:
+        return []
+
+    def epoch(self, batches: Sequence[Tensor], targets: Tensor) -> Iterator[Batch]:
+        for indices in batches:
+            yield self._table[indices], targets[indices].to(self._table.device)
 
     def eval(self, indices: Tensor) -> Tensor:
         return self._table[indices]
@@ -124,15 +173,17 @@ def compute_features(inputs: TunedInputs, parted: Split, *, progress: bool = Fal
 
     Images to train on are seen as training sees them: a head fitted to unchanged images is lost on others.
     """
+    trained, held = parted.train.split(FEATURES_BATCH), parted.val.split(FEATURES_BATCH)
+    views = chain(inputs.seen(trained), map(inputs.eval, held))
     table: Tensor | None = None
-    views = [(inputs.train, batch) for batch in parted.train.split(FEATURES_BATCH)]
-    views += [(inputs.eval, batch) for batch in parted.val.split(FEATURES_BATCH)]
-    with torch.no_grad():
-        for view, batch in tqdm(views, desc="features", unit="batch", disable=not progress):
-            features = view(batch)
+    bar = tqdm(desc="features", total=len(trained) + len(held), unit="batch", disable=not progress)
+    with torch.no_grad(), bar:
+        for batch, features in zip([*trained, *held], views, strict=True):
             if table is None:
-                table = features.new_zeros(len(parted.train) + len(parted.val), features.shape[1])
+                size = 1 + int(max(parted.train.max(), parted.val.max()))
+                table = features.new_zeros(size, features.shape[1])
             table[batch] = features
+            bar.update()
     assert table is not None
     return table
 
@@ -148,12 +199,3 @@ def _unfuse_attention(model: nn.Module) -> None:
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = False
-
-
-def _patch_dropout(model: nn.Module, name: str, share: float) -> nn.Module:
-    if share == 0:
-        return nn.Identity()
-    if not isinstance(getattr(model, "patch_drop", None), nn.Module):
-        raise UnsupportedModel(name, "patch_drop", "is missing: this model has no patches to leave out")
-    model.patch_drop = PatchDropout(share, num_prefix_tokens=model.num_prefix_tokens)
-    return model.patch_drop

@@ -4,27 +4,26 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from importlib import metadata
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adapters.data import Dataset, Split, split
 from adapters.evaluation import evaluate, served
 from adapters.file import Adapter
+from adapters.fitting import Fitted, fit_method
 from adapters.folding import preprocessing_of
-from adapters.inputs import FrozenInputs, Standard, TunedInputs, compute_features
-from adapters.loop import EpochReport, Outcome, fit
+from adapters.loop import EpochReport, Outcome
 from adapters.manifest import BackboneRef, Manifest, SiteWidth, Training
 from adapters.probe import compute_probe
 from adapters.recipe import Recipe
+from adapters.seeding import own_random_numbers
 from backbone.executors.torch_executor import TorchExecutor
 from backbone.load import Backbone
+from backbone.tuned import TunedModel
 
 PACKAGES = ("torch", "timm", "numpy", "pillow", "safetensors")
-HEAD_STD = 0.01
-SPREAD_IMAGES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +70,20 @@ def train(
 
     Raises:
         DataInvalid: If a class is too small to be split.
-        ValueError: If the recipe names sites the backbone has not.
+        ValueError: If the recipe names sites the backbone has not, or its method makes no adapter.
         UnsupportedModel: If the recipe asks for patch dropout and the backbone has no patches.
     """
+    if not recipe.is_servable:
+        raise ValueError(f"{recipe.method} makes no adapter: it is there for comparison")
     started, clock = datetime.now(UTC), time.monotonic()
     torch.set_num_threads(recipe.threads)
     parted = split(dataset, recipe.val_fraction, recipe.seed)
-    with torch.random.fork_rng():
-        torch.manual_seed(recipe.seed)  # patch dropout draws from the global generator
-        outcome, parts = _fit(backbone, dataset, parted, recipe, progress=progress, report=report)
-        parts = parts.rounded(store)
+    with own_random_numbers(recipe.seed):
+        fitted = fit_method(backbone, dataset, parted, recipe, progress=progress, report=report)
+        parts = _parts(fitted, store)
         manifest = _manifest(backbone, dataset, recipe, parts)
     draft = Adapter(manifest, parts.scale, parts.shift, parts.head_weight, parts.head_bias)
-    metrics = _metrics(outcome) | _served_metrics(backbone, draft, dataset, parted, recipe)
+    metrics = _metrics(fitted.outcome) | _served_metrics(backbone, draft, dataset, parted, recipe)
     record = Training(
         dataset=dataset.source.name,
         dataset_digest=dataset.digest,
@@ -100,50 +100,24 @@ def train(
     return replace(draft, manifest=manifest.model_copy(update={"training": record}))
 
 
-def _fit(
-    backbone: Backbone,
-    dataset: Dataset,
-    parted: Split,
-    recipe: Recipe,
-    *,
-    progress: bool,
-    report: EpochReport | None,
-) -> tuple[Outcome, Parts]:
-    generator = torch.Generator().manual_seed(recipe.seed)
-    tuned = TunedInputs(backbone, dataset.pixels, recipe, generator)
-    head = _make_head(backbone.head_width, len(dataset.labels), generator).to(recipe.device)
-    fit_head = partial(
-        fit, head=head, targets=dataset.targets, parted=parted, generator=generator, progress=progress
-    )
-    features = compute_features(tuned, parted, progress=progress)
-    tuned.standard = Standard.of(features[parted.train])
-    table = FrozenInputs(tuned.standard.apply(features))
-    if recipe.method == "linear":
-        outcome = fit_head(table, recipe=recipe, report=report)
-    else:
-        if recipe.warm_start:
-            fit_head(table, recipe=recipe.for_head())
-        if recipe.scale_steps:
-            tuned.scale_steps(parted.train[:: max(1, len(parted.train) // SPREAD_IMAGES)][:SPREAD_IMAGES])
-        outcome = fit_head(tuned, recipe=recipe, report=report)
-    tuned.standard.absorb(head)
-    scale = {name: vector.cpu() for name, vector in tuned.tuned.scale().items()}
-    shift = {name: vector.cpu() for name, vector in tuned.tuned.shift().items()}
-    return outcome, Parts(scale, shift, head.weight.detach().cpu(), head.bias.detach().cpu())
-
-
-def _make_head(width: int, classes: int, generator: torch.Generator) -> nn.Linear:
-    head = nn.Linear(width, classes)
-    nn.init.trunc_normal_(head.weight, std=HEAD_STD, generator=generator)
-    nn.init.zeros_(head.bias)
-    return head
+def _parts(fitted: Fitted, store: torch.dtype) -> Parts:
+    """Return what was trained, rounded as it will be stored."""
+    tuned, head = fitted.inputs.tuned, fitted.head
+    assert isinstance(tuned, TunedModel)  # of every method that makes an adapter
+    scale = {name: vector.cpu() for name, vector in tuned.scale().items()}
+    shift = {name: vector.cpu() for name, vector in tuned.shift().items()}
+    return Parts(scale, shift, head.weight.detach().cpu(), head.bias.detach().cpu()).rounded(store)
 
 
 def _manifest(backbone: Backbone, dataset: Dataset, recipe: Recipe, parts: Parts) -> Manifest:
     return Manifest(
         method=recipe.method,
         backbone=BackboneRef(name=backbone.name, fingerprint=backbone.fingerprint),
-        sites=tuple(SiteWidth(name=name, width=len(vector)) for name, vector in parts.scale.items()),
+        sites=tuple(
+            SiteWidth(name=site.name, width=site.width)
+            for site in backbone.sites
+            if site.name in parts.scale or site.name in parts.shift
+        ),
         head_width=backbone.head_width,
         labels=dataset.labels,
         preprocessing=preprocessing_of(backbone),
@@ -160,6 +134,8 @@ def _manifest(backbone: Backbone, dataset: Dataset, recipe: Recipe, parts: Parts
 def _metrics(outcome: Outcome) -> dict[str, float]:
     return {
         "best_epoch": float(outcome.epoch),
+        "epochs": float(outcome.epochs),
+        "images_per_s": round(outcome.images_per_s, 1),
         "train_accuracy": outcome.train.accuracy,
         "train_loss": outcome.train.loss,
         "val_accuracy": outcome.val.accuracy,

@@ -9,8 +9,8 @@ import typer
 from server.cli.output import printable, show_json, warn
 
 if TYPE_CHECKING:
-    from adapters.loop import Score
     from adapters.recipe import Recipe
+    from adapters.score import Score
     from backbone.executors.base import Executor
     from backbone.load import Backbone
 

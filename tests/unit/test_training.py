@@ -10,10 +10,11 @@ from adapters.errors import ProbeMismatch
 from adapters.evaluation import evaluate, reference
 from adapters.file import Adapter, read_adapter, write_adapter
 from adapters.inputs import Standard, TunedInputs, compute_features
-from adapters.loop import EpochReport, Score, epoch_order
-from adapters.optim import Tunable, make_optimizer, schedule, share
+from adapters.loop import EpochReport, epoch_order
+from adapters.optim import Course, Tunable, make_optimizer, share
 from adapters.recipe import Recipe
 from adapters.saving import check_as_served, save_checked
+from adapters.score import Score
 from adapters.training import train
 from backbone.errors import UnsupportedModel
 from backbone.fingerprint import fingerprint
@@ -90,7 +91,7 @@ def test_batch_statistics_do_not_move_while_training(dataset: Dataset) -> None:
     backbone = make_backbone("efficientnet")
     inputs = TunedInputs(backbone, dataset.pixels, SHORT, torch.Generator().manual_seed(0))
     before = {name: tensor.clone() for name, tensor in inputs.tuned.model.state_dict().items()}
-    inputs.train(torch.arange(8)).sum().backward()
+    next(inputs.seen([torch.arange(8)])).sum().backward()
     after = inputs.tuned.model.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
     assert all(p.grad is not None for p in (t.parameter for t in inputs.tunables()))
@@ -99,7 +100,7 @@ def test_batch_statistics_do_not_move_while_training(dataset: Dataset) -> None:
 
 def test_every_vector_gets_a_gradient(backbone: Backbone, dataset: Dataset) -> None:
     inputs = TunedInputs(backbone, dataset.pixels, SHORT, torch.Generator().manual_seed(0))
-    inputs.train(torch.arange(6)).square().sum().backward()
+    next(inputs.seen([torch.arange(6)])).square().sum().backward()
     assert all(
         p.grad is not None and p.grad.abs().sum() > 0 for p in (t.parameter for t in inputs.tunables())
     )
@@ -183,7 +184,7 @@ def test_a_head_is_fitted_to_the_images_that_training_sees(backbone: Backbone, d
     table = compute_features(inputs, parted)
     with torch.no_grad():
         upright = inputs.eval(parted.train)
-        turned = inputs._features(dataset.pixels[parted.train].flip(2, 3))
+        turned = inputs.features(dataset.pixels[parted.train].flip(2, 3))
     near = torch.stack([(table[parted.train] - seen).abs().amax(1) for seen in (upright, turned)])
     assert near.amin(0).max() < 1e-5
     assert 0.2 < (near[0] < near[1]).float().mean() < 0.8
@@ -218,10 +219,10 @@ def test_schedule_scales_every_group() -> None:
     optimizer = make_optimizer(
         [Tunable(nn.Parameter(torch.zeros(1)), 0.5)], head, SHORT.model_copy(update={"lr": 0.3})
     )
-    scheduler = schedule(optimizer, steps=10, warmup_steps=1)
+    course = Course(SHORT.model_copy(update={"epochs": 1, "warmup": 0.1}), per_epoch=10)
+    course.set(optimizer, 0)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.005, 0.005, 0.075])
-    optimizer.step()
-    scheduler.step()
+    course.set(optimizer, 1)
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.01, 0.01, 0.15])
 
 
