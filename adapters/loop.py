@@ -88,7 +88,7 @@ def fit(
     per_epoch = math.ceil(len(parted.train) / recipe.batch_size)
     state = state or LoopState.start(moving, ema=recipe.ema > 0)
     state.restore(moving, optimizer)
-    step = _Step(inputs, head, optimizer, Course(recipe, per_epoch), recipe)
+    step = Steps(inputs, head, optimizer, Course(recipe, per_epoch), recipe)
     epochs = recipe.epochs + recipe.cooldown
     with tqdm(total=per_epoch * epochs, desc="train", unit="step", disable=not progress) as bar:
         bar.update(per_epoch * state.epoch)
@@ -102,7 +102,9 @@ def fit(
                 state.average(moving, recipe.ema)
                 bar.update()
             state.seconds += time.monotonic() - began
-            seen, held = _mean(scores), _score_averaged(inputs, head, targets, parted.val, moving, state)
+            seen = _mean(scores)
+            with state.averaged_in(moving):
+                held = score(inputs, head, targets, parted.val)
             state.close_epoch(moving, optimizer, held, seen)
             bar.set_postfix(epoch=state.epoch, loss=f"{seen.loss:.3f}", val=f"{held.accuracy:.3f}")
             if report is not None:
@@ -112,7 +114,7 @@ def fit(
     return _finish(state, moving, len(parted.train))
 
 
-class _Step:
+class Steps:
     """Steps of the optimiser."""
 
     def __init__(
@@ -164,14 +166,6 @@ def score(inputs: Inputs, head: nn.Linear, targets: Tensor, indices: Tensor, bat
             right += int((logits.argmax(1) == wanted).sum())
             loss += float(F.cross_entropy(logits, wanted, reduction="sum"))
     return Score(right / len(indices), loss / len(indices))
-
-
-def _score_averaged(
-    inputs: Inputs, head: nn.Linear, targets: Tensor, indices: Tensor, moving: list[Tensor], state: LoopState
-) -> Score:
-    """Evaluate the averaged weights where there are any, and leave the trained ones in place."""
-    with state.averaged_in(moving):
-        return score(inputs, head, targets, indices)
 
 
 def _finish(state: LoopState, moving: list[Tensor], images: int) -> Outcome:
