@@ -24,7 +24,8 @@ from backbone.preprocess import ImageSpec
 from backbone.tuned import TunedModel
 
 FEATURES_BATCH = 32
-MIN_DEVIATION = 1e-6
+MIN_SHARE = 0.1  # of the mean deviation
+FLOOR = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,12 @@ class Standard:
 
     @classmethod
     def of(cls, features: Tensor) -> Self:
-        """Measure features [n, D]."""
-        return cls(features.mean(0), features.std(0, correction=0).clamp_min(MIN_DEVIATION))
+        """Measure features [n, D].
+
+        A channel that hardly varies keeps a deviation that others have: it may vary once the model trains.
+        """
+        deviation = features.std(0, correction=0)
+        return cls(features.mean(0), deviation.clamp_min(max(MIN_SHARE * float(deviation.mean()), FLOOR)))
 
     def apply(self, features: Tensor) -> Tensor:
         return (features - self.mean) / self.deviation
@@ -100,11 +105,6 @@ class TunedInputs:
     def tunables(self) -> list[Tunable]:
         return self._tunables
 
-    def buffers(self) -> list[Tensor]:
-        return [
-            b for b in self.tuned.buffers() if any(p.requires_grad for p in self.tuned.model.parameters())
-        ]
-
     def scale_steps(self, indices: Tensor) -> None:
         """Scale each site's steps by its spread over some images."""
         if not isinstance(self.tuned, TunedModel):
@@ -120,13 +120,11 @@ class TunedInputs:
     def epoch(self, batches: Sequence[Tensor], targets: Tensor) -> Iterator[Batch]:
         for indices, pixels in zip(batches, self._views.epoch(batches), strict=True):
             images, wanted = self._mixing(self._normalised(pixels), targets[indices].to(self._device))
-            self.tuned.train()
             yield self._forward(images, dropping=True), wanted
 
     def seen(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
-        """Yield features [B, D] of images as training sees them, unmixed; no batch statistic moves."""
+        """Yield features [B, D] of images as training sees them, unmixed."""
         for pixels in self._views.epoch(batches):
-            self.tuned.eval()
             yield self._forward(self._normalised(pixels), dropping=True)
 
     def eval(self, indices: Tensor) -> Tensor:
@@ -134,7 +132,6 @@ class TunedInputs:
 
     def features(self, pixels: Tensor) -> Tensor:
         """Return features [B, D] of images, uint8 [B, 3, H, W], as serving would compute them."""
-        self.tuned.eval()
         return self._forward(self._normalised(pixels), dropping=False)
 
     def _normalised(self, pixels: Tensor) -> Tensor:
@@ -155,9 +152,6 @@ class FrozenInputs:
         self._table = table
 
     def tunables(self) -> list[Tunable]:
-        return []
-
-    def buffers(self) -> list[Tensor]:
         return []
 
     def epoch(self, batches: Sequence[Tensor], targets: Tensor) -> Iterator[Batch]:

@@ -27,9 +27,6 @@ class Inputs(Protocol):
     def tunables(self) -> list[Tunable]:
         """Return what trains beside the head."""
 
-    def buffers(self) -> list[Tensor]:
-        """Return what moves in training without a gradient: batch statistics."""
-
     def epoch(self, batches: Sequence[Tensor], targets: Tensor) -> Iterator[Batch]:
         """Yield for each tensor of indices its features, fp32, with gradients and augmentation."""
 
@@ -83,7 +80,7 @@ def fit(
         save: Called after each epoch with what another run could go on from.
     """
     tunables = inputs.tunables()
-    moving = [*(t.parameter for t in tunables), *head.parameters(), *inputs.buffers()]
+    moving = [*(t.parameter for t in tunables), *head.parameters()]
     optimizer = make_optimizer(tunables, head, recipe)
     per_epoch = math.ceil(len(parted.train) / recipe.batch_size)
     state = state or LoopState.start(moving, ema=recipe.ema > 0)

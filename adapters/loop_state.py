@@ -22,7 +22,7 @@ class Best:
 
 @dataclass
 class LoopState:
-    """Values of everything that moves, in one order: parameters, the head's, batch statistics.
+    """Values of everything that moves, in one order: what trains, then the head.
 
     Attributes:
         epoch: Epochs done.
@@ -61,10 +61,7 @@ class LoopState:
         if not self.average_values:
             return
         for average, value in zip(self.average_values, moving, strict=True):
-            if average.is_floating_point():
-                average.lerp_(value, 1 - decay)
-            else:
-                average.copy_(value)
+            average.lerp_(value, 1 - decay)
 
     @contextmanager
     def averaged_in(self, moving: Sequence[Tensor]) -> Iterator[None]:
