@@ -95,9 +95,7 @@ def train(case: Case, run: Run, device: str) -> tuple[Fitted, Row]:
         "val_loss": fitted.outcome.val.loss,
         "test_accuracy": fitted.accuracy(data.pixels[data.test], data.targets[data.test]) if final else None,
         "best_epoch": fitted.outcome.epoch,
-        "trainable": 0
-        if case.method == "linear"
-        else sum(p.parameter.numel() for p in fitted.inputs.tunables()),
+        "trainable": _trainable(case, fitted),
         "head": sum(p.numel() for p in fitted.head.parameters()),
         "seconds": round(seconds, 1),
         "dtype": chosen.dtype,
@@ -144,12 +142,7 @@ def run_case(case: Case, device: str, deadline: float) -> bool:
                 if case.method in CORE and run.seed == 0:
                     append("robustness", list(corrupted(case, fitted, row)))
             append("transfer", [row])
-            print(
-                f"{case.backbone} {case.pixels} px, {case.set}, {case.method}, {run.stage}, lr {run.lr:g}, seed "
-                f"{run.seed}: validation {row['val_accuracy']:.3f}, test {row['test_accuracy'] or float('nan'):.3f}, "
-                f"{row['seconds']:.0f} s",
-                flush=True,
-            )
+            print(_line(row), flush=True)
     return True
 
 
@@ -161,6 +154,18 @@ def _cost(backbone: str, pixels: int, method: str, device: str) -> tuple[tuple[s
 def cost(case: Case, device: str) -> Row:
     """Return the images/s and peak memory of a method's steps, measured once in a process of its own."""
     return dict(_cost(case.backbone, case.pixels, case.method, device))
+
+
+def _trainable(case: Case, fitted: Fitted) -> int:
+    tunables = [] if case.method == "linear" else fitted.inputs.tunables()
+    return sum(tunable.parameter.numel() for tunable in tunables)
+
+
+def _line(row: Row) -> str:
+    test = "" if row["test_accuracy"] is None else f", test {row['test_accuracy']:.3f}"
+    what = f"{row['backbone']} {row['pixels']} px, {row['set']}, {row['method']}, {row['stage']}"
+    run = f"lr {row['lr']:g}, seed {row['seed']}"
+    return f"{what}, {run}: validation {row['val_accuracy']:.3f}{test}, {row['seconds']:.0f} s"
 
 
 def main() -> None:
