@@ -43,8 +43,8 @@ def test_pixels_are_those_that_serving_feeds_the_backbone(tmp_path: Path) -> Non
     Image.fromarray(noise).save(tmp_path / "a/wide.png")
     Image.fromarray(noise[:, :40, 0]).save(tmp_path / "b/grey.png")
     dataset = load_dataset(tmp_path, SPEC)
-    for path, pixels in zip(dataset.paths, dataset.pixels, strict=True):
-        assert torch.equal(pixels, torch.from_numpy(preprocess(path.read_bytes(), SPEC)))
+    for original, pixels in zip(dataset.originals, dataset.pixels, strict=True):
+        assert torch.equal(pixels, torch.from_numpy(preprocess(original.read(), SPEC)))
 
 
 def test_csv_and_folder_agree(folder: Path) -> None:
