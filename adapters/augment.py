@@ -1,19 +1,12 @@
-"""Random changes to training images, on uint8 batches [B, 3, H, W]; none leaves uint8.
-
-    flip        left and right, half of the time
-    rotate180   upside down, half of the time: keeps the direction of a texture
-    dihedral    one of the eight flips and quarter turns, for square images
-    shift       by up to a fourteenth of the size each way, the border mirrored
-    crop        a part of 60 to 100 % of the area, resized to the whole
-
-Which of them keep a label is for who knows the data to say: a flipped `2` is no digit.
-"""
+"""Random changes to training images, on uint8 batches [B, 3, H, W]: see `adapters.augment_names`."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from adapters.augment_names import NAMES
 
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -75,22 +68,9 @@ def _half_of_the_time(images: Tensor, changed: Tensor, generator: torch.Generato
     return torch.where(chosen.view(-1, 1, 1, 1), changed, images)
 
 
-AUGMENTATIONS: dict[str, Augmentation] = {
-    function.__name__: function for function in (flip, rotate180, dihedral, shift, crop)
-}
-
-
-def parse_augment(text: str) -> tuple[str, ...]:
-    """Return the names in a comma-separated list; `none` is the empty one.
-
-    Raises:
-        ValueError: If one is unknown.
-    """
-    names = tuple(name.strip() for name in text.split(",") if name.strip() and name.strip() != "none")
-    unknown = [name for name in names if name not in AUGMENTATIONS]
-    if unknown:
-        raise ValueError(f"no augmentation {', '.join(unknown)}; there are none, {', '.join(AUGMENTATIONS)}")
-    return names
+AUGMENTATIONS: dict[str, Augmentation] = dict(
+    zip(NAMES, (flip, rotate180, dihedral, shift, crop), strict=True)
+)
 
 
 def augment(images: Tensor, names: Sequence[str], generator: torch.Generator) -> Tensor:

@@ -16,13 +16,14 @@ from pydantic import JsonValue
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from adapters.diary import PACKAGES
 from adapters.errors import AdapterIncompatible, CheckpointInvalid
 from adapters.file import Adapter
 from adapters.folding import preprocessing_of
 from adapters.manifest import BackboneRef, Manifest, SiteWidth, Training
 from adapters.official import OfficialCheckpoint, State
 from adapters.probe import compute_probe
-from adapters.training import PACKAGES, Parts
+from adapters.training import Parts
 from backbone.checkpoint import fitted
 from backbone.load import Backbone
 from backbone.sites import Op, Site

@@ -7,6 +7,7 @@ AdapterError
 ├── ProbeMismatch            the adapter computes other logits here than where it was trained
 ├── NotMergeable             no plain model computes what the adapter does
 ├── CheckpointInvalid        a checkpoint of another tool cannot become an adapter
+├── BookmarkInvalid          a training cannot go on from this file
 └── DataInvalid              a training or evaluation data set cannot be used
 """
 
@@ -89,6 +90,15 @@ class CheckpointInvalid(AdapterError):
 
     def __str__(self) -> str:
         return f"the checkpoint {self.source} cannot be converted: it {self.detail}"
+
+
+class BookmarkInvalid(AdapterError):
+    def __init__(self, path: str, detail: str) -> None:
+        super().__init__(path, detail)
+        self.path, self.detail = path, detail
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.detail}: give what the training was begun with, or remove it to begin anew"
 
 
 class DataInvalid(AdapterError):

@@ -14,6 +14,12 @@ from adapters.errors import AdapterFileInvalid, Reason
 from adapters.strict_json import DuplicateKey, shown
 
 METADATA_KEY = "ssfserve"
+MERGED_KEY = "ssfserve-merged"
+COMPARISON_KEY = "ssfserve-comparison"
+OTHER_KEYS = {
+    MERGED_KEY: "it holds merged weights, a plain model: push the adapter it was made of",
+    COMPARISON_KEY: "it holds a model trained for comparison, not scales and shifts: no server takes it",
+}
 MAX_HEADER_BYTES = 8 * 2**20
 _LENGTH_BYTES = 8
 _FIELDS = {"dtype", "shape", "data_offsets"}
@@ -70,7 +76,8 @@ def _header_bytes(data: bytes) -> bytes:
 
 def _manifest(metadata: Any) -> str:
     if not isinstance(metadata, dict) or METADATA_KEY not in metadata:
-        raise AdapterFileInvalid(Reason.METADATA, f"there is no metadata key {METADATA_KEY!r}")
+        other = next((text for key, text in OTHER_KEYS.items() if key in (metadata or ())), None)
+        raise AdapterFileInvalid(Reason.METADATA, other or f"there is no metadata key {METADATA_KEY!r}")
     for key, value in metadata.items():
         if not isinstance(value, str):
             raise AdapterFileInvalid(Reason.METADATA, f"the value of {shown(key)} is not a string")

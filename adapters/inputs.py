@@ -1,7 +1,7 @@
 """Where a training's features come from: a tuned model, or a table of the frozen model's."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Self
 
@@ -117,6 +117,10 @@ class TunedInputs:
             if parameter is not None
         ]
 
+    def set_shares(self, shares: Sequence[float]) -> None:
+        """Scale the steps of what trains by what was measured before."""
+        self._tunables = [replace(t, share=s) for t, s in zip(self._tunables, shares, strict=True)]
+
     def epoch(self, batches: Sequence[Tensor], targets: Tensor) -> Iterator[Batch]:
         for indices, pixels in zip(batches, self._views.epoch(batches), strict=True):
             images, wanted = self._mixing(self._normalised(pixels), targets[indices].to(self._device))
@@ -174,7 +178,7 @@ def compute_features(inputs: TunedInputs, parted: Split, *, progress: bool = Fal
     with torch.no_grad(), bar:
         for batch, features in zip([*trained, *held], views, strict=True):
             if table is None:
-                size = 1 + int(max(parted.train.max(), parted.val.max()))
+                size = 1 + int(torch.cat([parted.train, parted.val]).max())
                 table = features.new_zeros(size, features.shape[1])
             table[batch] = features
             bar.update()

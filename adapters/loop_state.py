@@ -28,7 +28,7 @@ class LoopState:
         epoch: Epochs done.
         values: As the last step left them.
         kept: As the best epoch left them, averaged where there is an average.
-        average_values: The running average; empty where there is none.
+        averages: The running average; empty where there is none.
         optimizer: Its state dict, empty before the first epoch.
         best: The best epoch; None before the first.
         seconds: Time in steps, of this process.
@@ -37,7 +37,7 @@ class LoopState:
 
     values: list[Tensor]
     kept: list[Tensor]
-    average_values: list[Tensor]
+    averages: list[Tensor]
     epoch: int = 0
     optimizer: dict[str, Any] = field(default_factory=dict)
     best: Best | None = None
@@ -58,19 +58,19 @@ class LoopState:
     @torch.no_grad()
     def average(self, moving: Sequence[Tensor], decay: float) -> None:
         """Take a step of the running average, where there is one."""
-        if not self.average_values:
+        if not self.averages:
             return
-        for average, value in zip(self.average_values, moving, strict=True):
+        for average, value in zip(self.averages, moving, strict=True):
             average.lerp_(value, 1 - decay)
 
     @contextmanager
     def averaged_in(self, moving: Sequence[Tensor]) -> Iterator[None]:
         """Let the averaged values stand in for the trained ones."""
-        if not self.average_values:
+        if not self.averages:
             yield
             return
         trained = _copies(moving)
-        _copy(moving, self.average_values)
+        _copy(moving, self.averages)
         yield
         _copy(moving, trained)
 
@@ -82,7 +82,7 @@ class LoopState:
         self.values, self.optimizer = list(moving), optimizer.state_dict()
         if val.is_better_than(self.best.val if self.best else None):
             self.best = Best(self.epoch, val, train)
-            self.kept = _copies(self.average_values or moving)
+            self.kept = _copies(self.averages or moving)
 
     def is_stale(self, patience: int | None) -> bool:
         """Whether the best epoch is as many epochs ago as patience allows."""

@@ -18,12 +18,11 @@ from torch import Tensor, nn
 
 from adapters.file import Adapter
 from adapters.folding import check_adapter
+from adapters.header import MERGED_KEY
 from adapters.merge import merge
 from adapters.probe import check_probe, probe_image
 from backbone.load import Backbone
 from backbone.preprocess import normalise
-
-MERGED_KEY = "ssfserve-merged"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,29 +1,24 @@
 """Training an adapter: from a decoded data set and a recipe to an adapter that the server would accept."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib import metadata
 
 import torch
 from torch import Tensor
 
-from adapters.data import Dataset, Split, split
+from adapters.data import Dataset, Split
+from adapters.diary import Diary
 from adapters.evaluation import evaluate, served
 from adapters.file import Adapter
-from adapters.fitting import Fitted, fit_method
+from adapters.fitting import NO_AIDS, Aids, Fitted, fit_method
 from adapters.folding import preprocessing_of
-from adapters.loop import EpochReport, Outcome
-from adapters.manifest import BackboneRef, Manifest, SiteWidth, Training
+from adapters.manifest import BackboneRef, Manifest, SiteWidth
 from adapters.probe import compute_probe
 from adapters.recipe import Recipe
 from adapters.seeding import own_random_numbers
 from backbone.executors.torch_executor import TorchExecutor
 from backbone.load import Backbone
 from backbone.tuned import TunedModel
-
-PACKAGES = ("torch", "timm", "numpy", "pillow", "safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,52 +46,38 @@ def train(
     *,
     store: torch.dtype = torch.float32,
     command: str | None = None,
-    progress: bool = False,
-    report: EpochReport | None = None,
+    aids: Aids = NO_AIDS,
 ) -> Adapter:
     """Train an adapter.
 
-    The same backbone, data, recipe, thread count and package versions give the same bits on a CPU. The
-    backbone is not changed.
+    The same backbone, data, recipe, thread count and package versions give the same bits on a CPU, also where
+    a bookmark let it be stopped in between. The backbone is not changed.
 
     Args:
         backbone: Whose preprocessing the data set was decoded with.
-        dataset: All images; the recipe's share of each class is held out and chooses the epoch.
+        dataset: All images; its own split, or the recipe's share of each class, is held out and chooses the
+            epoch.
         recipe: The numbers.
         store: What the adapter's tensors are rounded to.
         command: Goes into the training record.
-        progress: Whether to draw bars.
-        report: Called after each epoch.
+        aids: What may be used and told meanwhile.
 
     Raises:
         DataInvalid: If a class is too small to be split.
         ValueError: If the recipe names sites the backbone has not, or its method makes no adapter.
-        UnsupportedModel: If the recipe asks for patch dropout and the backbone has no patches.
+        UnsupportedModel: If the recipe does not take this backbone.
+        BookmarkInvalid: If the bookmark is damaged, or another training's.
     """
     if not recipe.is_servable:
         raise ValueError(f"{recipe.method} makes no adapter: it is there for comparison")
-    started, clock = datetime.now(UTC), time.monotonic()
-    torch.set_num_threads(recipe.threads)
-    parted = split(dataset, recipe.val_fraction, recipe.seed)
+    diary = Diary(dataset, recipe, command)
     with own_random_numbers(recipe.seed):
-        fitted = fit_method(backbone, dataset, parted, recipe, progress=progress, report=report)
+        fitted = fit_method(backbone, dataset, diary.parted, recipe, aids)
         parts = _parts(fitted, store)
         manifest = _manifest(backbone, dataset, recipe, parts)
     draft = Adapter(manifest, parts.scale, parts.shift, parts.head_weight, parts.head_bias)
-    metrics = _metrics(fitted.outcome) | _served_metrics(backbone, draft, dataset, parted, recipe)
-    record = Training(
-        dataset=dataset.source.name,
-        dataset_digest=dataset.digest,
-        train_images=len(parted.train),
-        val_images=len(parted.val),
-        seed=recipe.seed,
-        recipe=recipe.model_dump(exclude={"seed"}),
-        metrics=metrics,
-        packages={name: metadata.version(name) for name in PACKAGES},
-        command=command,
-        started=started.isoformat(timespec="seconds"),
-        seconds=round(time.monotonic() - clock, 1),
-    )
+    served = _served_metrics(backbone, draft, dataset, diary.parted, recipe)
+    record = diary.close(fitted.outcome, served)
     return replace(draft, manifest=manifest.model_copy(update={"training": record}))
 
 
@@ -129,18 +110,6 @@ def _manifest(backbone: Backbone, dataset: Dataset, recipe: Recipe, parts: Parts
             head_bias=parts.head_bias,
         ),
     )
-
-
-def _metrics(outcome: Outcome) -> dict[str, float]:
-    return {
-        "best_epoch": float(outcome.epoch),
-        "epochs": float(outcome.epochs),
-        "images_per_s": round(outcome.images_per_s, 1),
-        "train_accuracy": outcome.train.accuracy,
-        "train_loss": outcome.train.loss,
-        "val_accuracy": outcome.val.accuracy,
-        "val_loss": outcome.val.loss,
-    }
 
 
 def _served_metrics(

@@ -27,7 +27,7 @@ VERBS = {
         "Check this host and the settings, and say what to do; exit code 1 if a server could not run.",
     ),
     "train": Verb(TRAIN, "Train an adapter for a data set and write it to one file."),
-    "eval": Verb(TRAIN, "Measure an adapter on a data set, as the server would answer."),
+    "eval": Verb("server.cli.evaluate", "Measure an adapter on a data set, as the server would answer."),
     "inspect": Verb(
         "server.cli.inspect",
         "Show what an adapter file holds, how it was trained, and how far it moved by depth.",

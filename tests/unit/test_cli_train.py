@@ -112,7 +112,7 @@ def test_the_file_is_named_after_the_task_and_never_overwritten_silently(
         (("--method", "lora"), "--method"),
         (("--val-fraction", "1.5"), "--val-fraction"),
         (("--store", "int8"), "--store"),
-        (("--method", "linear", "--augment", "flip"), "linear computes features once"),
+        (("--method", "linear", "--sites", "norm"), "linear trains no sites"),
         (("--sites", "blocks.99.*"), "no site matches"),
     ],
 )

@@ -9,6 +9,7 @@ from adapters.data import Dataset, load_dataset, split
 from adapters.errors import ProbeMismatch
 from adapters.evaluation import evaluate, reference
 from adapters.file import Adapter, read_adapter, write_adapter
+from adapters.fitting import Aids
 from adapters.inputs import Standard, TunedInputs, compute_features
 from adapters.loop import EpochReport, epoch_order
 from adapters.optim import Course, Tunable, make_optimizer, share
@@ -115,7 +116,7 @@ def train_past_the_best(backbone: Backbone, data: Dataset) -> tuple[Recipe, Adap
     for seed in range(8):
         held: list[Score] = []
         recipe = SHORT.model_copy(update={"epochs": 5, "lr": 0.3, "batch_size": 64, "seed": seed})
-        adapter = train(backbone, data, recipe, report=into(held))
+        adapter = train(backbone, data, recipe, aids=Aids(report=into(held)))
         best = max(range(5), key=lambda i: (held[i].accuracy, -held[i].loss))
         if best != 4:
             return recipe, adapter, held, best
@@ -242,8 +243,12 @@ def test_balanced_epochs_draw_every_class_equally() -> None:
         {"epochs": 1, "lr": 0},
         {"epochs": 1, "augment": "mirror"},
         {"epochs": 1, "val_fraction": 1},
-    ]
-    + [{"method": "linear", "epochs": 1, **extra} for extra in ({"augment": "flip"}, {"sites": "norm"})],
+        {"method": "linear", "epochs": 1, "sites": "norm"},
+        {"method": "full", "epochs": 1, "sites": "norm"},
+        {"epochs": 1, "augment": "flip", "policy": "simple"},
+        {"epochs": 1, "mixup": 0.8, "batch_size": 15},
+        {"epochs": 1, "lr": float("nan")},
+    ],
 )
 def test_a_recipe_is_checked_at_the_door(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
