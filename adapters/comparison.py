@@ -4,6 +4,7 @@ No server takes them. Their file is safetensors, like an adapter's, under anothe
 weights under timm's names, head included; of the others what was trained, and the head.
 """
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ def train_comparison(
 def _tensors(fitted: Fitted, recipe: Recipe) -> dict[str, Tensor]:
     tuned, head = fitted.inputs.tuned, fitted.head
     if recipe.method == "full":
-        model = tuned.model
+        model = copy.deepcopy(tuned.model)
         model.reset_classifier(len(head.bias))
         for classifier in _classifiers(model.get_classifier()):
             classifier.load_state_dict(head.state_dict())

@@ -93,7 +93,7 @@ class _Training:
         self, backbone: Backbone, dataset: Dataset, parted: Split, recipe: Recipe, aids: Aids
     ) -> None:
         self._backbone, self._dataset, self._parted = backbone, dataset, parted
-        self._recipe, self._aids = recipe, aids
+        self._recipe, self._aids, self._warned = recipe, aids, False
         generator, classes = torch.Generator().manual_seed(recipe.seed), len(dataset.labels)
         self.tuned = TunedInputs(
             backbone,
@@ -165,7 +165,10 @@ class _Training:
         try:
             bookmark.write(prepared, state)
         except OSError as error:
-            self._aids.warn(f"the training goes on, but cannot be resumed: {bookmark.path}: {error.strerror}")
+            if not self._warned:
+                told = f"the training goes on, but cannot be resumed: {bookmark.path}: {error.strerror}"
+                self._aids.warn(told)
+            self._warned = True
 
     def _standardised(self, features: Tensor) -> Tensor:
         if not self._recipe.standardise:

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from adapters.file import digest, read_adapter
+from adapters.recipe import Recipe
 from server.cli import main
+from server.cli.recipe_options import NOT_HERE
 from tests.pictures import write_folder
 
 NAME, SOURCE, SIZE = "vit_tiny_patch16_224", "random:0", "32"
@@ -159,3 +161,77 @@ def test_help_loads_no_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_options_are_the_fields_of_a_recipe(run: Run) -> None:
+    shown = run("train", "--help").out
+    for name in Recipe.model_fields.keys() - NOT_HERE:
+        assert f"--{name.replace('_', '-')}" in shown, name
+
+
+@pytest.mark.parametrize("method", ["bias", "norm"])
+def test_a_small_method_is_trained_as_any_other(method: str, run: Run, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.safetensors"
+    result = run("train", folder, "--out", out, *BACKBONE, *QUICK, "--method", method, "--test", folder)
+    assert result.code == 0, result.err
+    assert "images/s in training" in result.out and "GB at the peak" in result.out
+    record = read_adapter(out.read_bytes()).manifest.training
+    assert record is not None
+    assert f"test {record.metrics['test_accuracy']:.4f}" in result.out
+    assert record.metrics["images_per_s"] > 0 and record.metrics["peak_memory_bytes"] > 0
+
+
+def test_a_recipe_by_name_can_be_changed_by_options(run: Run, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.safetensors"
+    options = ("--recipe", "vtab/dtd", "--epochs", "1", "--cooldown", "0", "--dtype", "float32")
+    result = run("train", folder, "--out", out, *BACKBONE, *options)
+    assert result.code == 0 and "resized images without keeping their aspect" in result.err
+    record = read_adapter(out.read_bytes()).manifest.training
+    assert record is not None
+    recipe = record.recipe
+    assert (recipe["preset"], recipe["lr"], recipe["epochs"]) == ("vtab/dtd", 5e-3, 1)
+    refused = run("train", folder, "--out", tmp_path / "y", *BACKBONE, "--recipe", "vtab/none")
+    assert refused.code == 2 and "no recipe vtab/none" in " ".join(refused.err.replace("│", " ").split())
+
+
+def test_several_seeds_share_a_split_and_the_best_counts(run: Run, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.safetensors"
+    result = run("train", folder, "--out", out, *BACKBONE, *QUICK, "--seeds", "2", "--seed", "5")
+    assert result.code == 0, result.err
+    assert "2 seeds: validation accuracy" in result.out and " ± " in result.out
+    files = {path.name: path.read_bytes() for path in tmp_path.glob("x*.safetensors")}
+    assert set(files) == {"x.safetensors", "x-seed5.safetensors", "x-seed6.safetensors"}
+    records = [read_adapter(data).manifest.training for name, data in files.items() if "seed" in name]
+    assert all(record is not None and record.recipe["split_seed"] == 5 for record in records)
+    assert files["x.safetensors"] in (files["x-seed5.safetensors"], files["x-seed6.safetensors"])
+
+
+def test_a_training_that_was_killed_is_resumed(run: Run, folder: Path, tmp_path: Path) -> None:
+    out, whole = tmp_path / "x.safetensors", tmp_path / "whole.safetensors"
+    command = ("train", folder, "--out", out, *BACKBONE, *QUICK, "--epochs", "6")
+    arguments = [sys.executable, "-m", "server.cli", *map(str, command)]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("epoch 3"):
+            process.kill()
+            break
+    process.stdout.close()
+    process.wait()
+    assert not out.exists() and (tmp_path / ".x.safetensors.training").exists()
+    refused = run(*command)
+    assert refused.code == 2
+    assert "begun and not finished; --resume goes on" in " ".join(refused.err.replace("│", " ").split())
+    resumed = run(*command, "--resume")
+    assert resumed.code == 0 and "epoch 1:" not in resumed.out and "epoch 6:" in resumed.out
+    assert not (tmp_path / ".x.safetensors.training").exists()
+    assert run("train", folder, "--out", whole, *BACKBONE, *QUICK, "--epochs", "6").code == 0
+    one, other = (read_adapter(file.read_bytes()).tensors() for file in (out, whole))
+    assert all(torch.equal(one[name], tensor) for name, tensor in other.items())
+
+
+def test_a_method_for_comparison_says_that_no_server_takes_it(run: Run, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.safetensors"
+    result = run("train", folder, "--out", out, *BACKBONE, *QUICK, "--method", "full", "--test", folder)
+    assert result.code == 0 and "full makes no adapter" in result.err and ", test " in result.out
+    assert "no server takes it" in run("inspect", out).err
