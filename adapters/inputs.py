@@ -98,6 +98,8 @@ class TunedInputs:
         self.tuned.model.to(memory_format=layout)
         if self._device.type == "cpu":
             _unfuse_attention(self.tuned.model)
+        self._whole = recipe.batch_size
+        self._compiled = torch.compile(self.tuned, dynamic=False) if recipe.compile else self.tuned
         self.standard: Standard | None = None
         self._scale, self._shift = _pixel_affine(backbone.spec, self._device)
         self._tunables = tunables(self.tuned.parameters())
@@ -124,7 +126,7 @@ class TunedInputs:
     def epoch(self, batches: Sequence[Tensor], targets: Tensor) -> Iterator[Batch]:
         for indices, pixels in zip(batches, self._views.epoch(batches), strict=True):
             images, wanted = self._mixing(self._normalised(pixels), targets[indices].to(self._device))
-            yield self._forward(images, dropping=True), wanted
+            yield self._forward(images, dropping=True, by=self._compiled), wanted
 
     def seen(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield features [B, D] of images as training sees them, unmixed."""
@@ -142,10 +144,12 @@ class TunedInputs:
         images = pixels.to(self._device, torch.float32, memory_format=self._layout)
         return torch.addcmul(self._shift, images, self._scale)
 
-    def _forward(self, images: Tensor, *, dropping: bool) -> Tensor:
+    def _forward(self, images: Tensor, *, dropping: bool, by: nn.Module | None = None) -> Tensor:
+        """Return features; only whole batches go through what was compiled for them."""
         for module in self._dropping:
             module.train(dropping)
-        features: Tensor = self.tuned(images.to(self._dtype)).float()
+        model = by if by is not None and len(images) == self._whole else self.tuned
+        features: Tensor = model(images.to(self._dtype)).float()
         return features if self.standard is None else self.standard.apply(features)
 
 

@@ -71,6 +71,7 @@ class Recipe(BaseModel):
     head_std: Annotated[Finite, Field(ge=0, le=1, description="Deviation of the head's first weights.")] = (
         0.01
     )
+    compile: bool = Field(False, description="Compile the step first: a minute, then faster ones.")
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: str = "cpu"
     threads: Annotated[int, Field(ge=1)] = 1

@@ -218,3 +218,15 @@ def test_weight_decay_is_for_matrices_of_full_tuning_and_for_no_vector(backbone:
     assert decaying("full") == {2, 4}
     assert decaying("adapter") == {2}
     assert decaying("ssf") == decaying("vpt-deep") == decaying("bias") == set()
+
+
+def test_a_compiled_step_takes_the_same_course(
+    backbone: Backbone, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced and differentiated ahead of time as always; only the minute of making machine code is spared."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    losses = {}
+    for compiled in (False, True):
+        recipe = recipe_of("ssf", epochs=2, compile=compiled, lr=1e-2, warm_start=False)
+        losses[compiled] = fitted(backbone, dataset, recipe).outcome.train.loss
+    assert losses[True] == pytest.approx(losses[False], rel=1e-3)
