@@ -1,6 +1,7 @@
 """Every method of tuning: what it trains, what it leaves alone, and whether it makes an adapter."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
