@@ -1,8 +1,8 @@
 """What a training step costs by each method: `python -m benchmarks.step_cost`.
 
-Images/s are those of the median step, the peak memory is that of training: on a GPU what PyTorch allocated, on
-a CPU by how much the process grew. Each case has a process of its own, since memory that an earlier training
-left behind would hide the next one's need. `--one` runs a case, given as JSON, and prints its numbers as JSON.
+Images/s are those of the median step, peak memory is that of training: on a GPU what PyTorch allocated, on
+a CPU by how much the process grew. Each case has a process of its own, since memory that an earlier one left
+behind would hide the next one's need. `--one` runs a case, given as JSON, and prints its numbers likewise.
 """
 
 import argparse

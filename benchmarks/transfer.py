@@ -36,9 +36,7 @@ from benchmarks.transfer_plan import (
     Row,
     Run,
     cases,
-    finals,
-    is_done,
-    searches,
+    missing,
 )  # fmt: skip
 from benchmarks.transfer_sets import TransferSet, load_set
 
@@ -124,27 +122,33 @@ def corrupted(case: Case, fitted: Fitted, row: Row) -> Iterator[Row]:
 
 
 def append(name: str, rows: list[Row]) -> None:
-    """Add rows, with their conditions, to a file of results, whole or not at all."""
+    """Add rows, with their conditions, to a file of results, whole or not at all.
+
+    Rows of the same training that were made before, at a learning rate that is not the best any more, go.
+    """
     here = conditions()
+    replaced = [_training(row) for row in rows if row.get("stage") != "search"]
     with (RESULTS / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        text = json.dumps([*load(name), *(row | here for row in rows)], indent=1) + "\n"
+        kept = [row for row in load(name) if row.get("stage") == "search" or _training(row) not in replaced]
+        text = json.dumps([*kept, *(row | here for row in rows)], indent=1) + "\n"
         replace_file(RESULTS / f"{name}.json", text.encode())
+
+
+def _training(row: Row) -> tuple[object, ...]:
+    return tuple(row[name] for name in ("backbone", "pixels", "set", "method", "seed"))
 
 
 def run_case(case: Case, device: str, deadline: float) -> bool:
     """Run what is missing of a case; return whether there was time for all of it."""
-    for pending in (searches, lambda: finals(case, load("transfer"))):
-        for run in pending():
-            if is_done(case, run, load("transfer")):
-                continue
-            if time.monotonic() > deadline:
-                return False
-            fitted, row = train(case, run, device)
-            if run.stage == "final" and case.method in CORE and run.seed == 0:
-                append("robustness", list(corrupted(case, fitted, row)))
-            append("transfer", [row])
-            print(_line(row), flush=True)
+    while (run := missing(case, load("transfer"))) is not None:
+        if time.monotonic() > deadline:
+            return False
+        fitted, row = train(case, run, device)
+        if run.stage == "final" and case.method in CORE and run.seed == 0:
+            append("robustness", list(corrupted(case, fitted, row)))
+        append("transfer", [row])
+        print(_line(row), flush=True)
     return True
 
 

@@ -9,7 +9,8 @@ Row = dict[str, Any]
 DINOV2, LITE0 = "vit_small_patch14_dinov2", "tf_efficientnet_lite0"
 SETS = ("mnist", "faces", "optdigits", "photos", "textile")
 CORE, OTHERS = ("linear", "ssf", "full"), ("bias", "norm", "adapter", "vpt-deep")
-GRID = (1e-4, 5e-4, 3e-3, 1.5e-2)  # of learning rates, the same for every method
+GRID = (2e-5, 1e-4, 5e-4, 3e-3, 1.5e-2, 7.5e-2)  # of learning rates, the same for every method
+FIRST = GRID[1:-1]  # the others where the best of these is at their edge
 SEARCH_EPOCHS, EPOCHS = 3, 8
 LINEAR_EPOCHS = 100  # over a table of features: no forward
 SEEDS = (0, 1, 2)
@@ -56,24 +57,27 @@ class Run:
     seed: int
 
 
-def searches() -> list[Run]:
-    """Return the runs that choose the learning rate."""
-    return [Run("search", lr, SEEDS[0]) for lr in GRID]
+def missing(case: Case, rows: Sequence[Row]) -> Run | None:
+    """Return the next training of a case: those that choose the learning rate, then those that count."""
+    own = list(rows_of(case, rows))
+    searched = {row["lr"]: row for row in own if row["stage"] == "search"}
+    for lr in FIRST:
+        if lr not in searched:
+            return Run("search", lr, SEEDS[0])
+    best = chosen_rate(own)
+    beyond = {FIRST[0]: GRID[0], FIRST[-1]: GRID[-1]}.get(best)
+    if beyond is not None and beyond not in searched:
+        return Run("search", beyond, SEEDS[0])
+    done = {row["seed"] for row in own if row["stage"] == "final" and row["lr"] == best}
+    return next((Run("final", best, seed) for seed in SEEDS if seed not in done), None)
 
 
-def finals(case: Case, rows: Sequence[Row]) -> list[Run]:
-    """Return the runs that count, at the learning rate that was best on validation."""
-    found = [row for row in rows_of(case, rows) if row["stage"] == "search"]
+def chosen_rate(own: Sequence[Row]) -> float:
+    """Return the learning rate that was best on validation, of the rows of one case."""
+    found = [row for row in own if row["stage"] == "search"]
     best = max(found, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
-    return [Run("final", best["lr"], seed) for seed in SEEDS]
+    return float(best["lr"])
 
 
 def rows_of(case: Case, rows: Sequence[Row]) -> Iterator[Row]:
     return (row for row in rows if case.key.items() <= row.items())
-
-
-def is_done(case: Case, run: Run, rows: Sequence[Row]) -> bool:
-    return any(
-        (row["stage"], row["seed"]) == (run.stage, run.seed) and (run.stage == "final" or row["lr"] == run.lr)
-        for row in rows_of(case, rows)
-    )
