@@ -120,7 +120,7 @@ class Settings(BaseSettings):
         ),
     ] = "fast"
 
-    data_dir: Annotated[Path, Field(description="The embedded registry, disk cache, and graphs.")] = Path(
+    data_dir: Annotated[Path, Field(description="The embedded registry, disk cache, graphs, and features of linear probes.")] = Path(
         "data"
     )
     registry: Annotated[
