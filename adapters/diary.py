@@ -39,17 +39,6 @@ class Diary:
 
     def close(self, outcome: Outcome, more: Mapping[str, float]) -> Training:
         """Return the record; `more` are further metrics."""
-        metrics = {
-            "best_epoch": float(outcome.epoch),
-            "epochs": float(outcome.epochs),
-            "train_accuracy": outcome.train.accuracy,
-            "train_loss": outcome.train.loss,
-            "val_accuracy": outcome.val.accuracy,
-            "val_loss": outcome.val.loss,
-            "images_per_s": round(outcome.images_per_s, 1),
-        }
-        peak = self._memory.peak()
-        memory = {} if peak is None else {"peak_memory_bytes": float(peak)}
         return Training(
             dataset=self._dataset.source.name,
             dataset_digest=self._dataset.digest,
@@ -57,9 +46,27 @@ class Diary:
             val_images=len(self.parted.val),
             seed=self._recipe.seed,
             recipe=self._recipe.model_dump(exclude={"seed"}),
-            metrics=metrics | memory | dict(more),
+            metrics=self._metrics(outcome) | dict(more),
             packages=versions(),
             command=self._command,
             started=self._started.isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - self._clock, 1),
         )
+
+    def _metrics(self, outcome: Outcome) -> dict[str, float]:
+        metrics = {
+            "best_epoch": float(outcome.epoch),
+            "epochs": float(outcome.epochs),
+            "train_accuracy": outcome.train.accuracy,
+            "train_loss": outcome.train.loss,
+            "val_accuracy": outcome.val.accuracy,
+            "val_loss": outcome.val.loss,
+        }
+        return metrics | self._cost(outcome)
+
+    def _cost(self, outcome: Outcome) -> dict[str, float]:
+        """Return images/s, which mean nothing where steps saw no images, and memory where it is known."""
+        probe = self._recipe.method == "linear" and self._recipe.is_still
+        rate = {} if probe else {"images_per_s": round(outcome.images_per_s, 1)}
+        peak = self._memory.peak()
+        return rate if peak is None else {**rate, "peak_memory_bytes": float(peak)}

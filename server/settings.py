@@ -120,9 +120,9 @@ class Settings(BaseSettings):
         ),
     ] = "fast"
 
-    data_dir: Annotated[Path, Field(description="The embedded registry, disk cache, graphs, and features of linear probes.")] = Path(
-        "data"
-    )
+    data_dir: Annotated[
+        Path, Field(description="The embedded registry, disk cache, graphs, and features of linear probes.")
+    ] = Path("data")
     registry: Annotated[
         str,
         Field(

@@ -186,8 +186,9 @@ def _report(record: "Training", job: Job, prefix: str = "") -> None:
     parts = [f"best epoch {metrics['best_epoch']:.0f}: validation accuracy {metrics['val_accuracy']:.4f}"]
     parts += [f"as served {served:.4f}"] if served is not None else []
     parts += [f"test {metrics['test_accuracy']:.4f}"] if job.test is not None else []
-    cost = [f"{record.seconds:.0f} s", f"{metrics['images_per_s']:.0f} images/s in training"]
-    peak = metrics.get("peak_memory_bytes")
+    rate, peak = metrics.get("images_per_s"), metrics.get("peak_memory_bytes")
+    cost = [f"{record.seconds:.0f} s"]
+    cost += [f"{rate:.1f} images/s in training"] if rate is not None else []
     cost += [f"{peak / 1e9:.2f} GB at the peak"] if peak is not None else []
     typer.echo(prefix + ", ".join(parts))
     typer.echo(", ".join(cost))
