@@ -119,5 +119,8 @@ def _check(part: Part, labels: Sequence[str], targets: Sequence[int]) -> None:
     if len(labels) != known.classes or found != known.classes:
         few = min(len(labels), found)
         raise DataInvalid(part.name, f"is incomplete: {part.root} has {few} of its {known.classes} classes")
-    if min(targets) < known.first or max(targets) >= known.first + known.classes:
-        raise DataInvalid(part.name, f"has targets from {min(targets)} to {max(targets)}")
+    last = known.first + known.classes - 1
+    if min(targets) != known.first or max(targets) != last:
+        raise DataInvalid(
+            part.name, f"has targets from {min(targets)} to {max(targets)}, not {known.first} to {last}"
+        )
