@@ -14,6 +14,7 @@ COLOURS = (
     "#cc79a7",
     "#e69f00",
     "#56b4e9",
+    "#111111",
 )  # told apart by colour-blind eyes
 STEPS = 4
 Points = Sequence[tuple[float, float]]
@@ -21,17 +22,28 @@ Points = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over batch sizes: x is logarithmic, y starts at 0; `level` is a dashed line to compare with."""
+    """Lines over batch sizes, or over what `x_label` says; `level` is a dashed line to compare with.
+
+    Attributes:
+        x_ticks: Where x is labelled; at every point if empty. The picture spans them.
+        logarithmic: Whether x is.
+        y_from: Where y starts.
+    """
 
     title: str
     y_label: str
     lines: Mapping[str, Points]
     level: float | None = None
+    x_label: str = "images in a batch"
+    x_ticks: Sequence[float] = ()
+    logarithmic: bool = True
+    y_from: float = 0.0
 
     def svg(self) -> str:
-        xs = sorted({x for points in self.lines.values() for x, _ in points})
+        xs = self.x_ticks or sorted({x for points in self.lines.values() for x, _ in points})
         highest = max(y for points in self.lines.values() for _, y in points)
-        scale = _Scale(xs[0], xs[-1], _round_up(max(highest, self.level or 0)))
+        top = _round_up(max(highest, self.level or 0))
+        scale = _Scale(xs[0], xs[-1], self.y_from, top, self.logarithmic)
         parts = [*self._frame(scale, xs), *self._lines(scale)]
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
@@ -44,16 +56,18 @@ class Chart:
         parts = [
             f'<text x="{LEFT}" y="18" font-size="13" fill="#111">{escape(self.title)}</text>',
             f'<text x="{(LEFT + right) / 2:.0f}" y="{HEIGHT - 10}" text-anchor="middle">'
-            "images in a batch</text>",
+            f"{escape(self.x_label)}</text>",
             f'<text transform="translate(13 {(TOP + bottom) / 2:.0f}) rotate(-90)" text-anchor="middle">'
             f"{escape(self.y_label)}</text>",
         ]
         for step in range(STEPS + 1):
-            value = scale.top * step / STEPS
+            value = scale.bottom + (scale.top - scale.bottom) * step / STEPS
             y = scale.y(value)
             parts.append(f'<path d="M{LEFT} {y}H{right}" stroke="#ddd"/>')
             parts.append(f'<text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
-        parts += [f'<text x="{scale.x(x)}" y="{bottom + 16}" text-anchor="middle">{x:g}</text>' for x in xs]
+        parts += [
+            f'<text x="{scale.x(x)}" y="{bottom + 16}" text-anchor="middle">{_short(x)}</text>' for x in xs
+        ]
         if self.level is not None:
             parts.append(
                 f'<path d="M{LEFT} {scale.y(self.level)}H{right}" stroke="#888" stroke-dasharray="4 3"/>'
@@ -81,14 +95,27 @@ class _Scale:
 
     low: float
     high: float
+    bottom: float
     top: float
+    logarithmic: bool
 
     def x(self, value: float) -> float:
-        span = math.log(self.high / self.low) or 1.0
-        return round(LEFT + 14 + (WIDTH - RIGHT - LEFT - 28) * math.log(value / self.low) / span, 1)
+        along, span = self._from_low(value), self._from_low(self.high) or 1.0
+        return round(LEFT + 14 + (WIDTH - RIGHT - LEFT - 28) * along / span, 1)
 
     def y(self, value: float) -> float:
-        return round(HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * value / self.top, 1)
+        height = (HEIGHT - BOTTOM - TOP) * (value - self.bottom) / (self.top - self.bottom)
+        return round(HEIGHT - BOTTOM - height, 1)
+
+    def _from_low(self, value: float) -> float:
+        return math.log(value / self.low) if self.logarithmic else value - self.low
+
+
+def _short(value: float) -> str:
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
 
 
 def _round_up(value: float) -> float:

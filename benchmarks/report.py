@@ -1,14 +1,16 @@
-"""Make docs/benchmarks.md and its charts from benchmarks/results/: `python -m benchmarks.report`."""
+"""Make docs/benchmarks.md, docs/transfer.md and their charts from benchmarks/results/: `python -m benchmarks.report`."""
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
+from benchmarks import transfer_charts, transfer_page
 from benchmarks.common import ROOT, load
+from benchmarks.markdown import table
 from benchmarks.matrix_page import cases, charts, unsupported
 
-PAGE = ROOT / "docs" / "benchmarks.md"
-CHARTS = ROOT / "docs" / "charts"
+DOCS = ROOT / "docs"
+CHARTS = DOCS / "charts"
 Row = dict[str, Any]
 
 INTRO = """# Benchmarks
@@ -18,6 +20,9 @@ the rows anew on any host. Ratios are medians of rounds in which the contenders 
 host disturbs all alike. The hosts are virtual machines that share their cores with others: absolute rates say little.
 
 **Not yet run on a GPU**, neither the PyTorch executor nor the kernels ([kernels.md](kernels.md)).
+"""
+TRANSFER = """
+How accurate adapters are, against full training and a linear probe: [transfer.md](transfer.md).
 """
 
 TAX = """
@@ -81,11 +86,6 @@ before it was asked for. *Undocumented*: a failure that [operations.md](operatio
 announce. `recovery` is from the end of the fault (of a kill: the kill itself) to the last failure; `replaced`, to when the new
 replica answered. A move takes as long as all replicas need to see it; after a kill one waits for the dead replica's lease.
 """
-
-
-def table(head: list[str], rows: Iterable[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n" + "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def number(value: object) -> str:
@@ -220,22 +220,33 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
 
 
 def page() -> str:
-    """Return the page; a benchmark without rows is left out."""
-    text = INTRO
+    """Return the page of the benchmarks; one without rows is left out."""
+    text = INTRO + (TRANSFER if load("transfer") else "")
     for name, (intro, make) in SECTIONS.items():
         if rows := load(name):
             text += intro + make(rows) + conditions(rows)
     return text
 
 
+def pages() -> dict[str, str]:
+    """Return the pages by file name; one that no row is of is left out."""
+    made = {"benchmarks.md": page()}
+    transfer, robustness = load("transfer"), load("robustness")
+    if transfer or robustness:
+        made["transfer.md"] = transfer_page.page(transfer, robustness, load("step_cost"))
+    return made
+
+
 def pictures() -> dict[str, str]:
-    """Return the page's charts, as SVG by file name."""
-    return {f"{name}.svg": chart.svg() for name, chart in charts(load("matrix")).items()}
+    """Return the charts of all pages, as SVG by file name."""
+    made = {f"{name}.svg": chart.svg() for name, chart in charts(load("matrix")).items()}
+    return made | transfer_charts.pictures(load("transfer"), load("robustness"))
 
 
 if __name__ == "__main__":
     CHARTS.mkdir(exist_ok=True)
     for name, picture in pictures().items():
         (CHARTS / name).write_text(picture)
-    PAGE.write_text(page())
-    sys.stdout.write(f"{PAGE}\n")
+    for name, text in pages().items():
+        (DOCS / name).write_text(text)
+        sys.stdout.write(f"{DOCS / name}\n")

@@ -2,10 +2,12 @@ import json
 from typing import Any
 from xml.etree import ElementTree
 
-from benchmarks.charts import HEIGHT, WIDTH, Chart
+import pytest
+
+from benchmarks.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart
 from benchmarks.common import RESULTS, load
 from benchmarks.matrix_page import charts
-from benchmarks.report import CHARTS, PAGE, matrix, page, pictures
+from benchmarks.report import CHARTS, DOCS, matrix, pages, pictures
 
 MADE_BY = "run `python -m benchmarks.report`"
 SVG = "{http://www.w3.org/2000/svg}"
@@ -26,14 +28,16 @@ ROWS = [
 ]  # fmt: skip
 
 
-def test_the_page_is_made_from_the_committed_rows() -> None:
-    assert PAGE.read_text() == page(), MADE_BY
+def test_the_pages_are_made_from_the_committed_rows() -> None:
+    made = pages()
+    assert {name: (DOCS / name).read_text() for name in made} == made, MADE_BY
+    assert (DOCS / "transfer.md").exists() == ("transfer.md" in made)
 
 
 def test_the_charts_are_made_from_the_committed_rows_and_all_are_shown() -> None:
-    made = pictures()
+    made, text = pictures(), "".join(pages().values())
     assert {path.name: path.read_text() for path in CHARTS.glob("*")} == made, MADE_BY
-    assert all(f"(charts/{name})" in PAGE.read_text() for name in made)
+    assert all(f"(charts/{name})" in text for name in made)
 
 
 def test_every_row_says_where_it_was_measured() -> None:
@@ -55,6 +59,25 @@ def test_a_chart_draws_each_line_inside_its_frame_and_names_it() -> None:
 
 def test_a_chart_of_one_batch_is_drawn() -> None:
     assert "polyline" in Chart("one", "y", {"m": [(16, 0.9)]}, level=1.0).svg()
+
+
+def test_a_chart_spans_its_ticks_and_starts_where_it_is_told() -> None:
+    ticks = (1e3, 1e4, 1e6)
+    chart = Chart("t", "%", {"m": [(1e3, 80.0), (1e4, 90.0)]}, x_label="weights", x_ticks=ticks, y_from=80.0)
+    picture = ElementTree.fromstring(chart.svg())
+    texts = [text.text for text in picture.iter(f"{SVG}text")]
+    assert [text for text in texts if text in {"1k", "10k", "1M"}] == ["1k", "10k", "1M"]
+    assert {"weights", "80", "85", "100"} <= set(texts)
+    low, mid = [(float(c.attrib["cx"]), float(c.attrib["cy"])) for c in picture.iter(f"{SVG}circle")]
+    assert low == (LEFT + 14, HEIGHT - BOTTOM)
+    assert mid[1] == (TOP + HEIGHT - BOTTOM) / 2
+    assert mid[0] == pytest.approx(LEFT + 14 + (WIDTH - LEFT - RIGHT - 28) / 3, abs=0.1)
+
+
+def test_a_chart_of_a_linear_axis_may_start_at_zero() -> None:
+    chart = Chart("t", "%", {"m": [(0, 50.0), (1, 40.0), (4, 10.0)]}, logarithmic=False)
+    xs = [float(c.attrib["cx"]) for c in ElementTree.fromstring(chart.svg()).iter(f"{SVG}circle")]
+    assert (xs[1] - xs[0]) * 4 == pytest.approx(xs[2] - xs[0])
 
 
 def test_the_matrix_has_a_line_a_case_and_names_what_does_not_run() -> None:
