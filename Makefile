@@ -1,11 +1,12 @@
 # make serve   a server with two demo tasks        make test    the whole suite
 # make check   lint and types                      make bench   measure this host (FULL=1: every case)
+# make transfer   how well methods of tuning do, in hours
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: serve test check bench test-gpu bench-gpu clean
+.PHONY: serve test check bench transfer test-gpu bench-gpu clean
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/.serve
@@ -35,6 +36,12 @@ bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.decode
 	$(BIN)/python -m benchmarks.kernels
 	-$(BIN)/python -m benchmarks.drill # needs redis-server
+	$(BIN)/python -m benchmarks.report
+
+# hours on a CPU; goes on where it was stopped
+transfer: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.transfer
+	$(BIN)/python -m benchmarks.step_cost
 	$(BIN)/python -m benchmarks.report
 
 bench-gpu: $(VENV)/.dev

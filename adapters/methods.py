@@ -1,6 +1,6 @@
 """The ways to tune a backbone: which make an adapter, and what each trains.
 
-ssf        γ and β at every site, from N(1, 0.02) and N(0, 0.02)
+ssf        γ and β at every site, from the identity unless the recipe has a deviation
 bias       β where the frozen op has a bias, from 0 (BitFit, arXiv:2106.10199)
 norm       γ and β at the norms, from the identity (LN-tuning, arXiv:2308.13035)
 linear     the head alone
