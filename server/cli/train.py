@@ -51,13 +51,15 @@ def train(
     """Train an adapter for a data set and write it to one file."""
     from server.cli.tuning import Job, run
 
-    target = out or Path(f"{task or Path(data).stem}.safetensors")
+    target = out or Path(f"{task or Path(data.removeprefix('torchvision:')).stem}.safetensors")
     _refuse_finished(target, force=force, resume=resume)
     frozen = load_named(backbone, backbone_source, input_size)
     where = place(dtype, device, threads)
     recipe = make_recipe(method, preset, values, family=frozen.family.name, where=where)
     _check(recipe, frozen, store)
     opened = open_named(data, frozen.spec, root=data_root, protocol=protocol, download=download, where=where)
+    if opened.fixed is not None and recipe.val_fraction != type(recipe).model_fields["val_fraction"].default:
+        warn("the data come with their own split: --val-fraction has no effect")
     tested = None
     if test is not None:
         tested = open_named(test, frozen.spec, root=data_root, download=download, where=where, part="test")

@@ -15,6 +15,7 @@ from adapters.recipe import Recipe
 from server.cli import main
 from server.cli.recipe_options import NOT_HERE
 from tests.pictures import write_folder
+from tests.torchvision_folders import write_eurosat
 
 NAME, SOURCE, SIZE = "vit_tiny_patch16_224", "random:0", "32"
 BACKBONE = ("--backbone", NAME, "--backbone-source", SOURCE, "--input-size", SIZE)
@@ -235,3 +236,24 @@ def test_a_method_for_comparison_says_that_no_server_takes_it(run: Run, folder: 
     result = run("train", folder, "--out", out, *BACKBONE, *QUICK, "--method", "full", "--test", folder)
     assert result.code == 0 and "full makes no adapter" in result.err and ", test " in result.out
     assert "no server takes it" in run("inspect", out).err
+
+
+def test_a_set_of_torchvision_is_trained_on_and_tested_on(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_eurosat(tmp_path / "sets", each=10)
+    monkeypatch.chdir(tmp_path)
+    sets = ("torchvision:eurosat", "--data-root", tmp_path / "sets")
+    result = run("train", *sets, "--test", "torchvision:eurosat", *BACKBONE, *QUICK, "--augment", "none")
+    assert result.code == 0, result.err
+    record = read_adapter((tmp_path / "eurosat.safetensors").read_bytes()).manifest.training
+    assert record is not None and record.dataset == "torchvision:eurosat"
+    assert record.train_images + record.val_images == 80
+    measured = run("eval", "eurosat.safetensors", *sets, *BACKBONE, "--dtype", "float32", "--json")
+    found = json.loads(measured.out)
+    assert found["images"] == 20
+    assert found["accuracy"] == pytest.approx(record.metrics["test_accuracy"])
+    missing = run("train", "torchvision:dtd", "--data-root", tmp_path / "none", *BACKBONE)
+    assert missing.code == 1 and "none is no folder" in missing.err
+    unknown = run("train", "torchvision:birds", "--data-root", tmp_path, *BACKBONE)
+    assert unknown.code == 1 and "birds" in unknown.err
