@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from adapters.augment import AUGMENTATIONS, SHIFT_SHARE, augment, parse_augment
+from adapters.augment import AUGMENTATIONS, SHIFT_SHARE, augment
+from adapters.augment_names import parse_augment
 from adapters.data import load_dataset, split
 from adapters.errors import DataInvalid
 from adapters.listing import list_images
