@@ -36,6 +36,7 @@ ANSWERS: Mapping[type[Exception], Answer] = {
     adapters.ProbeMismatch: Answer(422, "probe_mismatch"),
     adapters.NotMergeable: INTERNAL,
     adapters.CheckpointInvalid: INTERNAL,
+    adapters.BookmarkInvalid: INTERNAL,
     adapters.DataInvalid: INTERNAL,
     registry.InvalidName: Answer(422, "invalid_name"),
     registry.TaskNotFound: Answer(404, "task_not_found"),

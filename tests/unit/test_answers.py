@@ -16,6 +16,7 @@ EXAMPLES: list[Exception] = [
     adapters.ProbeMismatch(1.0, 0.1),
     adapters.NotMergeable("norm", "secret"),
     adapters.CheckpointInvalid("secret.pth", "has no head"),
+    adapters.BookmarkInvalid("/data/secret", "cannot be read"),
     adapters.DataInvalid("/data/secret", "empty"),
     registry.InvalidName("task", "Secret!"),
     registry.TaskNotFound("pets"),
