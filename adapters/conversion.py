@@ -8,7 +8,6 @@ the pretrained one and is shared by all tasks:
 """
 
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any
 
 import torch
@@ -16,13 +15,13 @@ from pydantic import JsonValue
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from adapters.diary import PACKAGES
+from adapters.converted import UNKNOWN, assemble
+from adapters.diary import versions
 from adapters.errors import AdapterIncompatible, CheckpointInvalid
 from adapters.file import Adapter
-from adapters.folding import preprocessing_of
-from adapters.manifest import BackboneRef, Manifest, SiteWidth, Training
+from adapters.head_norm import absorb
+from adapters.manifest import Training
 from adapters.official import OfficialCheckpoint, State
-from adapters.probe import compute_probe
 from adapters.training import Parts
 from backbone.checkpoint import fitted
 from backbone.load import Backbone
@@ -68,15 +67,14 @@ def convert(
     weight, bias = checkpoint.head
     if f"{HEAD_NORM}.weight" in checkpoint.frozen:
         weight, bias = _absorb_head_norm(checkpoint, backbone)
-    names = [site.name for site in backbone.sites if site.name in scale or site.name in shift]
-    parts = Parts(
-        {name: scale[name].contiguous() for name in names if name in scale},
-        {name: shift[name].contiguous() for name in names if name in shift},
-        weight.contiguous(),
-        bias.contiguous(),
+    return assemble(
+        checkpoint.source,
+        backbone,
+        Parts(scale, shift, weight, bias),
+        method="ssf" if checkpoint.scale or checkpoint.shift else "linear",
+        labels=labels,
+        training=_record(checkpoint, command),
     )
-    manifest = _manifest(checkpoint, backbone, parts, labels, command)
-    return Adapter(manifest, parts.scale, parts.shift, parts.head_weight, parts.head_bias)
 
 
 def write_backbone(checkpoint: OfficialCheckpoint) -> bytes:
@@ -188,62 +186,21 @@ def _add_smaller_gains(scale: State, shift: State, backbone: Backbone) -> None:
 
 
 def _absorb_head_norm(checkpoint: OfficialCheckpoint, backbone: Backbone) -> tuple[Tensor, Tensor]:
-    """Return the head that gives behind the backbone's `head.norm` what the other gives behind its own.
-
-    W·(w'·x̂ + b') + c = (W·w'/w)·(w·x̂ + b) + W·(b' - w'/w·b) + c
-    """
     own = backbone.model.get_submodule(HEAD_NORM)
-    if bool((own.weight == 0).any()):
-        raise CheckpointInvalid(checkpoint.source, f"trained {HEAD_NORM}, which the backbone has with a zero")
-    weight, bias = (tensor.double() for tensor in checkpoint.head)
-    ratio = checkpoint.frozen[f"{HEAD_NORM}.weight"].double() / own.weight.double()
-    moved = checkpoint.frozen[f"{HEAD_NORM}.bias"].double() - ratio * own.bias.double()
-    return (weight * ratio).float(), (bias + weight @ moved).float()
-
-
-def _manifest(
-    checkpoint: OfficialCheckpoint,
-    backbone: Backbone,
-    parts: Parts,
-    labels: Sequence[str] | None,
-    command: str | None,
-) -> Manifest:
-    classes = len(parts.head_bias)
-    if labels is not None and len(labels) != classes:
-        raise CheckpointInvalid(checkpoint.source, f"has {classes} classes, not {len(labels)}")
-    probe = compute_probe(
-        backbone,
-        scale=parts.scale,
-        shift=parts.shift,
-        head_weight=parts.head_weight,
-        head_bias=parts.head_bias,
-    )
-    return Manifest(
-        method="ssf" if checkpoint.scale or checkpoint.shift else "linear",
-        backbone=BackboneRef(name=backbone.name, fingerprint=backbone.fingerprint),
-        sites=tuple(
-            SiteWidth(name=site.name, width=site.width)
-            for site in backbone.sites
-            if site.name in parts.scale or site.name in parts.shift
-        ),
-        head_width=backbone.head_width,
-        labels=tuple(labels or map(str, range(classes))),
-        preprocessing=preprocessing_of(backbone),
-        probe=probe,
-        training=_record(checkpoint, command),
-    )
+    gain, shift = (checkpoint.frozen[f"{HEAD_NORM}.{kind}"] for kind in ("weight", "bias"))
+    return absorb(checkpoint.source, own, gain, shift, checkpoint.head)
 
 
 def _record(checkpoint: OfficialCheckpoint, command: str | None) -> Training:
     run = checkpoint.arguments
     recipe: dict[str, JsonValue] = {name: run[name] for name in RECIPE if name in run}
     return Training(
-        dataset=str(run.get("dataset") or "not recorded"),
+        dataset=str(run.get("dataset") or UNKNOWN),
         train_images=0,
         val_images=0,
         seed=int(run.get("seed", 0)),
         recipe=recipe | {"converted_from": checkpoint.source, "weights": checkpoint.weights},
         metrics={} if checkpoint.metric is None else {"top1_of_the_trainer": checkpoint.metric},
-        packages={name: metadata.version(name) for name in PACKAGES},
+        packages=versions(),
         command=command,
     )

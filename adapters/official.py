@@ -13,12 +13,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from adapters.checkpoint_file import load_checkpoint, without_prefixes
 from adapters.errors import CheckpointInvalid
 from adapters.official_names import FAMILIES, VECTOR, Names
 
 Weights = Literal["ema", "raw"]
 KEYS: Mapping[str, str] = {"ema": "state_dict_ema", "raw": "state_dict"}
-PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 # Averaging a frozen weight with itself rounds it away, by up to 1.3e-4 of it in 40,000 steps of decay 0.99992
 EMA_DRIFT = 1e-3
 
@@ -62,7 +62,7 @@ def read_official(path: Path, weights: Weights | None = None) -> OfficialCheckpo
     Raises:
         CheckpointInvalid: If it cannot be read safely, lacks the weights asked for, or is none of that code.
     """
-    content = _load(path)
+    content = load_checkpoint(path)
     if "state_dict" not in content and all(isinstance(value, Tensor) for value in content.values()):
         content = {"state_dict": content}
     states = {kind: _state(content[key]) for kind, key in KEYS.items() if content.get(key)}
@@ -72,26 +72,12 @@ def read_official(path: Path, weights: Weights | None = None) -> OfficialCheckpo
     return _take_apart(path.name, chosen, states, content)
 
 
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle fails in many ways
-        reason = str(error).strip().partition("\n")[0]
-        raise CheckpointInvalid(path.name, f"cannot be read safely: {reason}") from error
-    if not isinstance(content, dict):
-        raise CheckpointInvalid(path.name, f"holds a {type(content).__name__}, not a checkpoint")
-    return content
-
-
 def _state(state: Mapping[str, Tensor]) -> State:
     """Return a state dict without the prefixes of wrappers, in fp32."""
-    out = {}
-    for key, tensor in state.items():
-        while key.startswith(PREFIXES):
-            key = key.partition(".")[2]  # noqa: PLW2901  # a wrapper may wrap another
-        out[key] = tensor.float() if tensor.is_floating_point() else tensor
-    return out
+    return {
+        without_prefixes(key): tensor.float() if tensor.is_floating_point() else tensor
+        for key, tensor in state.items()
+    }
 
 
 def _take_apart(

@@ -28,10 +28,14 @@ def fitted(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     return kept
 
 
+def classifier_paths(model: nn.Module) -> tuple[str, ...]:
+    """Return where a timm model has its classifiers, whether or not it was built with them; DeiT has two."""
+    found = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    return (found,) if isinstance(found, str) else tuple(found)
+
+
 def _is_of_classifier(name: str, model: nn.Module) -> bool:
-    classifiers = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
-    paths = (classifiers,) if isinstance(classifiers, str) else classifiers
-    return name.startswith(tuple(f"{path}." for path in paths))
+    return name.startswith(tuple(f"{path}." for path in classifier_paths(model)))
 
 
 def _resampled(name: str, tensor: Tensor, model: nn.Module) -> Tensor:

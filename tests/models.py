@@ -101,6 +101,26 @@ def make_backbone(kind: str, seed: int = 0, dtype: torch.dtype = torch.float32) 
     return freeze(model, KINDS[kind][0], dtype)
 
 
+def with_head(kind: str, classes: int = 5) -> nn.Module:
+    """Return timm's own model of a kind with the weights of its backbone, and a random head."""
+    model = create_plain(kind, classes)
+    model.load_state_dict(make_backbone(kind).model.state_dict(), strict=False)
+    return with_random_head(model)
+
+
+def with_random_head(model: nn.Module) -> nn.Module:
+    """Fill a timm model's head, or the two equal heads of a distilled one, in place."""
+    g = torch.Generator().manual_seed(4)
+    heads = model.get_classifier()
+    first, *others = heads if isinstance(heads, tuple) else (heads,)
+    with torch.no_grad():
+        first.weight.copy_(torch.randn(first.weight.shape, generator=g) / first.in_features**0.5)
+        first.bias.copy_(torch.randn(first.bias.shape, generator=g))
+    for other in others:
+        other.load_state_dict(first.state_dict())
+    return model.eval().requires_grad_(False)
+
+
 def _vector(name: str, noise: Tensor) -> Tensor:
     centre = 0.0 if name.endswith(("bias", "beta", "token", "running_mean")) else 1.0
     return centre + 0.2 * noise.clamp(-2, 2)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from server.cli.frozen import Force, Out, Source, refuse_existing
-from server.cli.output import warn
+from server.cli.output import printable, warn
 
 if TYPE_CHECKING:
+    from adapters.file import Adapter
     from adapters.official import OfficialCheckpoint
     from backbone.load import Backbone
 
@@ -29,6 +30,18 @@ Checkpoint = Annotated[
     Path,
     typer.Argument(
         metavar="CHECKPOINT", exists=True, dir_okay=False, help="Its `.pth.tar`.", show_default=False
+    ),
+]
+StateFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FILE", exists=True, dir_okay=False, help="`.safetensors` or `.pth`.", show_default=False
+    ),
+]
+Folder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DIR", exists=True, file_okay=False, help="Its folder of an adapter.", show_default=False
     ),
 ]
 BackboneName = Annotated[str, typer.Option(help="timm model it was trained on.", show_default=False)]
@@ -59,11 +72,6 @@ TrueLayerNorm = Annotated[
 ]
 
 
-@convert.callback()
-def _group() -> None:
-    """Keep the name of the tool a word of its own, also while there is one."""
-
-
 @convert.command()
 def official(
     *,
@@ -89,8 +97,9 @@ def official(
         refuse_existing(backbone_out, force=force, option="--backbone-out")
     read = read_official(checkpoint, weights.value if weights else None)
     model = _load(read, backbone, backbone_source, input_size, rebuild=backbone_out is not None)
-    names = labels.read_text(encoding="utf-8").splitlines() if labels else None
-    adapter = run(read, model, labels=names, true_layer_norm=true_layer_norm, command=_command_line())
+    adapter = run(
+        read, model, labels=_names(labels), true_layer_norm=true_layer_norm, command=_command_line()
+    )
     for difference in differences(read, model):
         warn(difference)
     written = save_checked(adapter, model, out, device="cpu", dtype="float32")
@@ -104,16 +113,84 @@ def official(
     typer.echo(f"{out} ({out.stat().st_size / 1000:.0f} kB, {written[:12]})")
 
 
+@convert.command(name="state-dict")
+def state_dict(
+    *,
+    file: StateFile,
+    backbone: BackboneName,
+    out: Out,
+    backbone_source: Source = None,
+    input_size: InputSize = None,
+    labels: Labels = None,
+    force: Force = False,
+) -> None:
+    """Make an adapter of a timm model of which biases, norms or only the head were fine-tuned."""
+    from adapters.state_dict import convert_state_dict, read_state_dict
+
+    refuse_existing(out, force=force)
+    read = read_state_dict(file)
+    if read.averaged is not None:
+        warn(f"{file.name} has averaged weights too ({read.averaged}); the raw ones are converted")
+    model = _load_frozen(backbone, backbone_source, input_size)
+    adapter = convert_state_dict(read, model, labels=_names(labels), command=_command_line())
+    _save(adapter, model, out)
+
+
+@convert.command()
+def peft(
+    *,
+    folder: Folder,
+    backbone: BackboneName,
+    out: Out,
+    backbone_source: Source = None,
+    input_size: InputSize = None,
+    labels: Labels = None,
+    force: Force = False,
+) -> None:
+    """Make an adapter of one of Hugging Face PEFT: (IA)³ or LN tuning of a ViT."""
+    from adapters.peft.conversion import convert_peft
+    from adapters.peft.folder import read_peft
+
+    refuse_existing(out, force=force)
+    read = read_peft(folder)
+    model = _load_frozen(backbone, backbone_source, input_size)
+    adapter = convert_peft(read, model, labels=_names(labels), command=_command_line())
+    _save(adapter, model, out)
+    base = read.config.base_model_name_or_path or "a model it does not name"
+    typer.echo(f"trained on {printable(base)}, whose weights must be those of {model.source}")
+
+
+def _save(adapter: "Adapter", backbone: "Backbone", out: Path) -> None:
+    from adapters.saving import save_checked
+
+    manifest = adapter.manifest
+    written = save_checked(adapter, backbone, out, device="cpu", dtype="float32")
+    typer.echo(
+        f"{backbone.family.name}, method {manifest.method}, {len(manifest.sites)} sites, "
+        f"{manifest.num_classes} classes; the probe agrees with the tuned model and the served arithmetic"
+    )
+    typer.echo(f"{out} ({out.stat().st_size / 1000:.0f} kB, {written[:12]})")
+
+
+def _names(labels: Path | None) -> list[str] | None:
+    return labels.read_text(encoding="utf-8").splitlines() if labels else None
+
+
+def _load_frozen(name: str, source: str | None, input_size: int | None) -> "Backbone":
+    from backbone.load import load_backbone
+    from server.settings import Settings
+
+    return load_backbone(name, source=source or Settings.load().backbone_source, input_size=input_size)
+
+
 def _load(
     read: "OfficialCheckpoint", name: str, source: str | None, input_size: int | None, *, rebuild: bool
 ) -> "Backbone":
     from adapters.conversion import write_backbone
     from backbone.load import load_backbone
-    from server.settings import Settings
 
     if not rebuild:
-        source = source or Settings.load().backbone_source
-        return load_backbone(name, source=source, input_size=input_size)
+        return _load_frozen(name, source, input_size)
     with tempfile.TemporaryDirectory() as made:
         file = Path(made) / f"{read.source}.safetensors"
         file.write_bytes(write_backbone(read))
