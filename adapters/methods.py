@@ -21,7 +21,7 @@ from backbone.executors.torch_executor import DTYPES
 from backbone.load import Backbone
 from backbone.sites import Op, Site
 from backbone.split_bias import bias_of
-from backbone.tuned import SSF, TunedModel, Vectors
+from backbone.tuned import TunedModel, Vectors
 
 KINDS = {"bias": Vectors(scale=False, std=0.0), "norm": Vectors(std=0.0)}
 NORMS = frozenset({Op.LAYER_NORM, Op.GROUP_NORM, Op.BATCH_NORM, Op.AFFINE})
@@ -54,7 +54,8 @@ def _build(
         return BottleneckModel(model, tuple(sites), width=recipe.bottleneck, generator=generator)
     chosen = set(recipe.chosen_sites(sites))
     takes = [s.name for s in sites if s.name in chosen and _takes(model, s, recipe.method)]
-    return TunedModel(model, sites, only=takes, kind=KINDS.get(recipe.method, SSF), generator=generator)
+    kind = KINDS.get(recipe.method, Vectors(std=recipe.init_std))
+    return TunedModel(model, sites, only=takes, kind=kind, generator=generator)
 
 
 def _takes(model: nn.Module, site: Site, method: str) -> bool:

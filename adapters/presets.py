@@ -17,7 +17,7 @@ Values = dict[str, float | str | bool]
 OFFICIAL: Values = {
     "epochs": 100, "cooldown": 10, "by_epoch": True, "warmup": 10.0, "warmup_lr": 1e-7, "min_lr": 1e-8,
     "weight_decay": 0.05, "clip": 0.0, "scale_steps": False, "standardise": False, "warm_start": False,
-    "head_std": 0.02, "augment": "none",
+    "head_std": 0.02, "init_std": 0.02, "augment": "none",
 }  # fmt: skip
 AUGMENTED: Values = {
     "policy": "rand", "erase": 0.25, "mixup": 0.8, "cutmix": 1.0, "label_smoothing": 0.1,

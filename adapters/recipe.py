@@ -63,6 +63,9 @@ class Recipe(BaseModel):
     )
     balance: bool = Field(False, description="Draw every class equally often.")
     sites: str = Field("*", description="Patterns of sites to train: `blocks.0.*,norm`.")
+    init_std: Annotated[
+        Finite, Field(ge=0, le=1, description="Deviation of ssf's first vectors from the identity.")
+    ] = 0.0
     prompts: Annotated[int, Field(ge=1, le=1024, description="Of vpt-deep, in each block.")] = 10
     bottleneck: Annotated[int, Field(ge=1, le=4096, description="Width, of adapter.")] = 8
     scale_steps: bool = Field(True, description="Scale each site's learning rate by its spread.")
