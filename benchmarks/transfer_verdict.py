@@ -58,8 +58,8 @@ def _by_seed(transfer: Transfer, claim: Claim) -> str:
 def _by_set(apart: Mapping[str, float], claim: Claim) -> str:
     held = [f"{name} ({by:+.1f})" for name, by in apart.items() if claim.holds(by)]
     failed = [f"{name} ({by:+.1f})" for name, by in apart.items() if not claim.holds(by)]
-    parts = [f"holds on {', '.join(held)}"] * bool(held) + [f"not on {', '.join(failed)}"] * bool(failed)
-    return f"By set it {'; '.join(parts)}." if parts else ""
+    parts = [f"it holds on {', '.join(held)}"] * bool(held) + [f"not on {', '.join(failed)}"] * bool(failed)
+    return f"By set {'; '.join(parts)}." if parts else ""
 
 
 def _room(transfer: Transfer, claim: Claim) -> str:
