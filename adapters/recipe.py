@@ -38,7 +38,9 @@ class Recipe(BaseModel):
     )
     head_lr: Annotated[Finite, Field(gt=0, le=10, description="Learning rate of the head.")] = 1e-3
     by_epoch: bool = Field(False, description="Change the learning rate between epochs, not steps.")
-    warmup: Annotated[Finite, Field(ge=0, description="Epochs until the full learning rate.")] = 1.0
+    warmup: Annotated[Finite, Field(ge=0, le=100_000, description="Epochs until the full learning rate.")] = (
+        1.0
+    )
     warmup_lr: Annotated[Finite, Field(ge=0, le=10, description="Where --by-epoch starts.")] = 0.0
     min_lr: Annotated[Finite, Field(ge=0, le=10, description="Where --by-epoch ends.")] = 0.0
     weight_decay: Annotated[

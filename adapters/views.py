@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
-from PIL.Image import Image
+from PIL import ImageOps
+from PIL.Image import Image, new
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -74,7 +75,7 @@ def training_transform(spec: ImageSpec, policy: str) -> Callable[[Image], Tensor
 
     It takes a PIL image in RGB and returns uint8 [3, H, W].
     """
-    transform: Callable[[Image], Tensor] = create_transform(
+    transform = create_transform(
         (3, spec.height, spec.width),
         is_training=True,
         use_prefetcher=True,
@@ -84,7 +85,17 @@ def training_transform(spec: ImageSpec, policy: str) -> Callable[[Image], Tensor
         mean=spec.mean,
         std=spec.std,
     )
-    return transform
+    for step in transform.transforms:
+        for op in getattr(step, "ops", ()):
+            if op.name.startswith("Posterize"):
+                op.aug_fn = posterize
+    made: Callable[[Image], Tensor] = transform
+    return made
+
+
+def posterize(image: Image, bits: int, **_kwargs: object) -> Image:
+    """Keep so many bits of each value. timm's RandAugment asks for none at times, which Pillow 13 refuses."""
+    return ImageOps.posterize(image, bits) if bits else new(image.mode, image.size)
 
 
 def _stack(images: list[Tensor]) -> Tensor:

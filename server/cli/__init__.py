@@ -57,14 +57,17 @@ VERBS = {
 
 
 def main() -> None:
-    """Run the command; an error made on purpose is one line on stderr and exit code 1."""
+    """Run the command; an error made on purpose, or of a file, is one line on stderr and exit code 1."""
     arguments = sys.argv[1:]
     try:
         build(arguments)(arguments, prog_name="ssfserve")
     except Exception as error:
-        if not _is_ours(error):
+        if isinstance(error, OSError) and error.filename is not None:
+            typer.echo(f"ssfserve: {error.filename}: {error.strerror}", err=True)
+        elif _is_ours(error):
+            typer.echo(f"ssfserve: {error}", err=True)
+        else:
             raise
-        typer.echo(f"ssfserve: {error}", err=True)
         sys.exit(1)
 
 

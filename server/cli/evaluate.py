@@ -8,7 +8,17 @@ import typer
 
 from server.cli.data_options import Data, DataRoot, Download, open_named
 from server.cli.output import printable, show_json
-from server.cli.where import BackboneName, Device, Dtype, InputSize, Source, Threads, load_named, threads_of
+from server.cli.where import (
+    BackboneName,
+    Device,
+    Dtype,
+    InputSize,
+    Source,
+    Threads,
+    check_place,
+    load_named,
+    threads_of,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from backbone.executors.base import Executor
@@ -43,6 +53,7 @@ def evaluate(
 
     if png is not None and not png.absolute().parent.is_dir():
         raise typer.BadParameter(f"{png.absolute().parent} is no folder", param_hint="--png")
+    check_place(dtype, device)
     frozen = load_named(backbone, backbone_source, input_size)
     cores = threads_of(threads)
     adapter, classify, how = _classifier(

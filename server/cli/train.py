@@ -64,7 +64,7 @@ def train(
     if test is not None:
         tested = open_named(test, frozen.spec, root=data_root, download=download, where=where, part="test")
     typer.echo(f"{len(opened)} images of {len(opened.labels)} classes, {frozen.source}, {recipe.dtype}")
-    run(Job(frozen, opened, recipe, target, store, seeds, resume, _features(), tested))
+    run(Job(frozen, opened, recipe, target, store, seeds, resume, force, _features(), tested))
 
 
 def _refuse_finished(target: Path, *, force: bool, resume: bool) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from server.cli.frozen import refuse_existing
 from server.cli.output import warn
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Job:
         store: Name of the dtype of the adapter's numbers.
         seeds: How many trainings.
         resume: Whether to go on from what an earlier run left.
+        force: Whether files of seeds may be overwritten.
         features: Folder of frozen features.
         test: Images to measure on in the end.
     """
@@ -45,6 +47,7 @@ class Job:
     store: str
     seeds: int
     resume: bool
+    force: bool
     features: Path
     test: "Dataset | None"
 
@@ -61,13 +64,20 @@ def run(job: Job) -> None:
         typer.echo(_described(job.target))
         return
     records: list[tuple[Path, Training]] = []
-    for number in range(job.seeds):
-        recipe = job.of_seed(number)
-        path = job.target.with_name(f"{job.target.stem}-seed{recipe.seed}{job.target.suffix}")
+    seeds = [job.of_seed(number) for number in range(job.seeds)]
+    for recipe in seeds:
+        refuse_existing(_path(job, recipe), force=job.force or job.resume)
+    for recipe in seeds:
+        path = _path(job, recipe)
         record = _finished(job, recipe, path) or _train(job, recipe, path)
         _report(record, job, f"seed {recipe.seed}: ")
         records.append((path, record))
     _choose(job, records)
+
+
+def _path(job: Job, recipe: "Recipe") -> Path:
+    """Return the file of one seed."""
+    return job.target.with_name(f"{job.target.stem}-seed{recipe.seed}{job.target.suffix}")
 
 
 def _choose(job: Job, records: "list[tuple[Path, Training]]") -> None:
@@ -169,11 +179,15 @@ def _feature_cache(job: Job) -> Any:
 
 def _finished(job: Job, recipe: "Recipe", path: Path) -> "Training | None":
     """Return the record of a seed that an earlier run had finished with the same recipe and data."""
+    from adapters.errors import AdapterError
     from adapters.file import read_adapter
 
     if not (job.resume and recipe.is_servable and path.exists()):
         return None
-    record = read_adapter(path.read_bytes()).manifest.training
+    try:
+        record = read_adapter(path.read_bytes()).manifest.training
+    except AdapterError:
+        return None
     same = record is not None and record.dataset_digest == job.dataset.digest
     if record is None or not same or record.recipe != recipe.model_dump(exclude={"seed"}):
         return None

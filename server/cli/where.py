@@ -1,11 +1,14 @@
 """Options that say what a verb runs on: backbone, device, dtype, threads."""
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     from backbone.load import Backbone
+
+DTYPES = ("auto", "bfloat16", "float32")
 
 BackboneName = Annotated[str | None, typer.Option(help="timm model name; else the server's setting.")]
 Source = Annotated[str | None, typer.Option(help="Where its weights come from; else the server's setting.")]
@@ -34,8 +37,17 @@ def place(dtype: str, device: str, threads: int) -> dict[str, Any]:
     """Return device, dtype and threads, chosen where the options leave it open."""
     from backbone.executors.choose import choose_device, choose_dtype
 
+    check_place(dtype, device)
     chosen = choose_device(device)
     return {"device": chosen, "dtype": choose_dtype(dtype, chosen), "threads": threads_of(threads)}
+
+
+def check_place(dtype: str, device: str) -> None:
+    """Refuse a dtype or device that does not exist."""
+    if dtype not in DTYPES:
+        raise typer.BadParameter(f"is none of {', '.join(DTYPES)}", param_hint="--dtype")
+    if re.fullmatch(r"auto|cpu|cuda(:\d+)?", device) is None:
+        raise typer.BadParameter("is none of auto, cpu, cuda, cuda:N", param_hint="--device")
 
 
 def threads_of(asked: int) -> int:

@@ -117,6 +117,9 @@ def test_the_file_is_named_after_the_task_and_never_overwritten_silently(
         (("--store", "int8"), "--store"),
         (("--method", "linear", "--sites", "norm"), "linear trains no sites"),
         (("--sites", "blocks.99.*"), "no site matches"),
+        (("--device", "wobble"), "is none of auto, cpu, cuda"),
+        (("--dtype", "wobble"), "is none of auto, bfloat16"),
+        (("--warmup", "1e308"), "--warmup"),
     ],
 )
 def test_a_wrong_option_is_named(run: Run, folder: Path, options: tuple[str, ...], message: str) -> None:
@@ -200,6 +203,14 @@ def test_several_seeds_share_a_split_and_the_best_counts(run: Run, folder: Path,
     result = run("train", folder, "--out", out, *BACKBONE, *QUICK, "--seeds", "2", "--seed", "5")
     assert result.code == 0, result.err
     assert "2 seeds: validation accuracy" in result.out and " ± " in result.out
+    again = run("train", folder, "--out", tmp_path / "x-seed5.safetensors", *BACKBONE, *QUICK)
+    assert again.code == 2 and "--force overwrites it" in again.err
+    out.unlink()
+    refused = run("train", folder, "--out", out, *BACKBONE, *QUICK, "--seeds", "2", "--seed", "5")
+    assert refused.code == 2 and "--force overwrites it" in refused.err
+    (tmp_path / "x-seed6.safetensors").write_bytes(b"junk")
+    resumed = run("train", folder, "--out", out, *BACKBONE, *QUICK, "--seeds", "2", "--seed", "5", "--resume")
+    assert resumed.code == 0 and resumed.out.count("\nepoch 2:") == 1
     files = {path.name: path.read_bytes() for path in tmp_path.glob("x*.safetensors")}
     assert set(files) == {"x.safetensors", "x-seed5.safetensors", "x-seed6.safetensors"}
     records = [read_adapter(data).manifest.training for name, data in files.items() if "seed" in name]
@@ -257,3 +268,10 @@ def test_a_set_of_torchvision_is_trained_on_and_tested_on(
     assert missing.code == 1 and "none is no folder" in missing.err
     unknown = run("train", "torchvision:birds", "--data-root", tmp_path, *BACKBONE)
     assert unknown.code == 1 and "birds" in unknown.err
+
+
+def test_a_file_that_cannot_be_written_is_one_line(run: Run, folder: Path) -> None:
+    result = run(
+        "train", folder, "--out", "/proc/none/x.safetensors", *BACKBONE, *QUICK, "--method", "linear"
+    )
+    assert result.code == 1 and result.err.startswith("ssfserve: /proc/none: ")
