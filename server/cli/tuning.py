@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from backbone.load import Backbone
 
 
+NOTABLE_BYTES = 10**7  # a later seed finds the memory that the first one needed
+
+
 @dataclass(frozen=True)
 class Job:
     """A training that the options describe.
@@ -203,7 +206,7 @@ def _report(record: "Training", job: Job, prefix: str = "") -> None:
     rate, peak = metrics.get("images_per_s"), metrics.get("peak_memory_bytes")
     cost = [f"{record.seconds:.0f} s"]
     cost += [f"{rate:.1f} images/s in training"] if rate is not None else []
-    cost += [f"{peak / 1e9:.2f} GB at the peak"] if peak is not None else []
+    cost += [f"{peak / 1e9:.2f} GB at the peak"] if peak is not None and peak > NOTABLE_BYTES else []
     typer.echo(prefix + ", ".join(parts))
     typer.echo(", ".join(cost))
 

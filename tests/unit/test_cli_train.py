@@ -178,11 +178,12 @@ def test_a_small_method_is_trained_as_any_other(method: str, run: Run, folder: P
     out = tmp_path / "x.safetensors"
     result = run("train", folder, "--out", out, *BACKBONE, *QUICK, "--method", method, "--test", folder)
     assert result.code == 0, result.err
-    assert "images/s in training" in result.out and "GB at the peak" in result.out
+    assert "images/s in training" in result.out
     record = read_adapter(out.read_bytes()).manifest.training
     assert record is not None
     assert f"test {record.metrics['test_accuracy']:.4f}" in result.out
-    assert record.metrics["images_per_s"] > 0 and record.metrics["peak_memory_bytes"] > 0
+    assert record.metrics["images_per_s"] > 0
+    assert record.metrics["peak_memory_bytes"] >= 0  # none, where this process had enough left over
 
 
 def test_a_recipe_by_name_can_be_changed_by_options(run: Run, folder: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A training that is stopped goes on bit for bit; what does not fit is refused."""
 
+import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from adapters.loop_state import LoopState
 from adapters.recipe import Recipe
 from adapters.score import Score
 from adapters.training import train
+from adapters.usage import PeakMemory
 from backbone.load import Backbone
 from tests.models import make_backbone
 from tests.pictures import stripes, write_folder
@@ -203,3 +205,13 @@ def test_a_model_for_comparison_is_written_and_no_server_takes_it(
         with torch.inference_mode():
             logits = fresh((images / 255 - mean) / std)
         torch.testing.assert_close(logits, expected[:4], atol=1e-4, rtol=1e-4)
+
+
+def test_the_peak_of_memory_is_what_was_needed_in_between() -> None:
+    memory = PeakMemory("cpu")
+    before = memory.peak()
+    with mmap.mmap(-1, 64 * 2**20) as pages:  # never what an allocator had kept
+        pages.write(b"x" * len(pages))
+    peak = memory.peak()
+    assert before is not None and peak is not None
+    assert peak - before > 60 * 2**20
