@@ -8,7 +8,6 @@ from typing import Any
 
 from backbone.executors.quiet_openvino import hint, inference_num_threads, num_streams, openvino
 
-PIECES = (2, 4)  # images; larger pieces leave the cache, smaller ones use the units less
 MAX_STREAMS = 4  # so that a batch of 16 gives each a full piece
 FILE, SUMS = "graph.xml", "sha256"
 _TYPES = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16}
@@ -26,6 +25,7 @@ class Wanted:
         threads: CPU threads of one batch.
         height, width: Of an image, in pixels.
         row_width: P.
+        largest_piece: Images of the largest piece, a power of 2.
     """
 
     graph: str
@@ -34,10 +34,16 @@ class Wanted:
     height: int
     width: int
     row_width: int
+    largest_piece: int
 
     @property
     def streams(self) -> int:
         return min(self.threads, MAX_STREAMS)
+
+    @property
+    def pieces(self) -> tuple[int, ...]:
+        """Sizes of the pieces of batches, in images."""
+        return tuple(2**power for power in range(1, self.largest_piece.bit_length()))
 
 
 def read(directory: Path) -> openvino.Model:
@@ -59,9 +65,10 @@ def sums(directory: Path) -> str:
 
 
 def at_batch(graph: openvino.Model, wanted: Wanted, batch: int) -> openvino.Model:
-    """Return the graph for batches of one size."""
+    """Return the graph for batches of one size, its rows in the dtype computed in."""
     shaped = graph.clone()
-    shaped.reshape({0: [batch, 3, wanted.height, wanted.width], 1: [batch, 2, wanted.row_width]})
+    shaped.get_parameters()[1].set_element_type(_TYPES[wanted.dtype])
+    shaped.reshape({0: [batch, 3, wanted.height, wanted.width], 1: [batch * 2 * wanted.row_width]})
     return shaped
 
 
@@ -70,11 +77,11 @@ def compile_graph(graph: openvino.Model, wanted: Wanted) -> Compiled:
     core = openvino.Core()
 
     def compiled(size: int) -> openvino.CompiledModel:
-        streams = wanted.streams if size in PIECES else 1
+        streams = wanted.streams if size in wanted.pieces else 1
         how = options(wanted.dtype, wanted.threads, streams)
         return core.compile_model(at_batch(graph, wanted, size), "CPU", how)
 
-    sizes = (1, *PIECES)
+    sizes = (1, *wanted.pieces)
     with ThreadPoolExecutor(wanted.threads) as pool:  # each takes half a second, mostly in one thread
         return dict(zip(sizes, pool.map(compiled, sizes), strict=True))
 

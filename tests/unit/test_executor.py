@@ -16,7 +16,7 @@ from backbone.executors.base import Executor, FoldedAdapter
 from backbone.executors.choose import choose_device, choose_dtype, open_executor
 from backbone.executors.cuda_executor import CudaExecutor
 from backbone.executors.device_memory import CudaLimits
-from backbone.heads import Head, Heads
+from backbone.heads import Head, Heads, HostHeads
 from backbone.load import Backbone
 from backbone.tuned import TunedModel
 from tests.fake_gpu import FakeGpu
@@ -172,9 +172,12 @@ def test_bank_row_of_another_width_is_named(filled: Fill) -> None:
 @pytest.mark.parametrize(
     ("weight", "bias", "named"), [((3, 5), (3,), r"head\.weight"), ((3, 4), (2,), r"head\.bias")]
 )
-def test_head_that_does_not_fit_is_named(weight: tuple[int, int], bias: tuple[int], named: str) -> None:
+@pytest.mark.parametrize("heads", [Heads, HostHeads])
+def test_head_that_does_not_fit_is_named(
+    heads: type[Heads | HostHeads], weight: tuple[int, int], bias: tuple[int], named: str
+) -> None:
     with pytest.raises(ShapeMismatch, match=named):
-        Heads(4).write(1, Head(torch.zeros(weight), torch.zeros(bias)))
+        heads(4).write(1, Head(torch.zeros(weight), torch.zeros(bias)))
 
 
 def test_cuda_is_refused_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,10 +200,10 @@ def test_answer_does_not_depend_on_the_number_of_images(
     filled: Fill, name: str, kind: str, dtype: str
 ) -> None:
     executor, _ = filled(dtype)
-    images, slots = make_images(11), [1, 2, 3, 1, 1, 2, 3, 3, 2, 1, 2]
+    images, slots = make_images(19), [1, 2, 3, 1, 1, 2, 3, 3, 2, 1, 2, 3, 1, 2, 1, 3, 2, 1, 3]
     alone = [executor.run([image], [slot])[0] for image, slot in zip(images, slots, strict=True)]
     tolerance = BATCH_TOLERANCE.get((name, kind, dtype), 0.0)
-    for count in (2, 3, 5, 11):
+    for count in (2, 3, 5, 11, 19):
         together = executor.run(images[:count], slots[:count])
         for one, other in zip(together, alone[:count], strict=True):
             np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance)

@@ -5,14 +5,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from backbone.executors import openvino_graph
+from backbone.executors.base import FoldedAdapter
+from backbone.executors.choose import cpu_has_bfloat16
 from backbone.executors.openvino_executor import OpenVinoExecutor, cut
-from backbone.executors.openvino_files import PIECES
+from backbone.executors.openvino_files import Wanted, at_batch, options
 from backbone.executors.openvino_graph import load_graph
 from backbone.executors.quiet_openvino import openvino
+from backbone.heads import Head
 from backbone.load import Backbone
 from tests.models import SIZE, make_backbone
 
@@ -30,19 +34,21 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[Backbone]:
     def convert(backbone: Backbone) -> openvino.Model:
         made.append(backbone)
         images = openvino.opset13.parameter([-1, 3, SIZE, SIZE], np.uint8, name="images")
-        rows = openvino.opset13.parameter([-1, 2, backbone.sites.total_width], np.float32, name="rows")
+        rows = openvino.opset13.parameter([-1], np.float32, name="rows")
         return openvino.Model([openvino.opset13.add(rows, np.float32(1))], [images, rows], "small")
 
     monkeypatch.setattr(openvino_graph, "convert", convert)
     return made
 
 
-@given(images=st.integers(2, 200), streams=st.integers(1, 4))
-def test_a_batch_is_cut_into_pieces_that_cover_it_once(images: int, streams: int) -> None:
-    pieces = list(cut(images, streams))
+@given(images=st.integers(2, 200), streams=st.integers(1, 4), sizes=st.sampled_from([(2, 4), (2, 4, 8)]))
+def test_a_batch_is_cut_into_pieces_that_cover_it_once(
+    images: int, streams: int, sizes: tuple[int, ...]
+) -> None:
+    pieces = list(cut(images, streams, sizes))
     assert [i for p in pieces for i in range(p.start, p.start + p.count)] == list(range(images))
-    assert all(p.count <= p.size and p.size in PIECES for p in pieces)
-    assert sum(p.size - p.count for p in pieces) <= streams  # at most one idle place a stream
+    assert all(p.size == min(size for size in sizes if size >= p.count) for p in pieces)
+    assert len(pieces) <= streams * (1 + images // streams // sizes[-1])
 
 
 def test_a_graph_is_converted_once(backbone: Backbone, tmp_path: Path, conversions: list[Backbone]) -> None:
@@ -109,6 +115,30 @@ def test_a_failed_piece_leaves_no_lane_running(backbone: Backbone) -> None:
     again = np.zeros_like(features)
     executor._run_pieces(images, [0] * 5, again)
     assert np.array_equal(again, features)
+
+
+def test_a_batch_smaller_than_the_streams_is_answered(backbone: Backbone) -> None:
+    executor = OpenVinoExecutor(backbone, dtype="float32", slots=2, threads=4)
+    executor.load(
+        1, FoldedAdapter(executor.bank.rows[0], Head(torch.ones(3, backbone.head_width), torch.zeros(3)))
+    )
+    images = [np.full((3, SIZE, SIZE), value, np.uint8) for value in (0, 200)]
+    alone = [executor.run([image], [1])[0] for image in images]
+    assert np.array_equal(executor.run(images, [1, 1]), alone)
+
+
+@pytest.mark.skipif(not cpu_has_bfloat16(), reason="this CPU does not compute in bfloat16")
+def test_no_token_is_computed_in_fp32_where_bfloat16_is_asked_for(backbone: Backbone) -> None:
+    size = 2
+    wanted = Wanted("", "bfloat16", 1, SIZE, SIZE, backbone.sites.total_width, 2)
+    graph = at_batch(load_graph(backbone, None), wanted, size)
+    compiled = openvino.Core().compile_model(graph, "CPU", options("bfloat16", 1, 1))
+    tokens = [
+        (op.get_friendly_name(), op.rt_info["outputPrecisions"].value)
+        for op in compiled.get_runtime_model().get_ordered_ops()
+        if ".blocks." in op.get_friendly_name() and op.get_output_shape(0)[0] == size
+    ]
+    assert tokens and [name for name, precision in tokens if precision != "bf16"] == []
 
 
 def test_openvino_reports_to_nobody(tmp_path: Path) -> None:
