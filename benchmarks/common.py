@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import random
 import statistics
 import subprocess
 import time
@@ -25,13 +26,19 @@ Name = TypeVar("Name")
 def interleave(
     contenders: Mapping[Name, Callable[[], object]], *, rounds: int, warmup: int = 2
 ) -> dict[Name, list[float]]:
-    """Time each contender once per round, in turn, so that a noisy host disturbs all alike; seconds."""
+    """Time each contender once per round, so that a noisy host disturbs all alike; seconds.
+
+    Every round has an order of its own: who comes after whom decides what the caches hold.
+    """
+    shuffled = random.Random(0)
+    turns = list(contenders.items())
     for _ in range(warmup):
         for run in contenders.values():
             run()
     times: dict[Name, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
-        for name, run in contenders.items():
+        shuffled.shuffle(turns)
+        for name, run in turns:
             start = time.perf_counter()
             run()
             times[name].append(time.perf_counter() - start)

@@ -45,8 +45,13 @@ def compiled_run(backbone: Backbone, batch: int, device: str, dtype: torch.dtype
     return run
 
 
-def openvino_runs(backbone: Backbone, batch: int, dtype: str, threads: int) -> dict[str, Run]:
-    """OpenVINO on normalised images: the batch as one request, and cut into pieces on streams as ours is."""
+def openvino_runs(
+    backbone: Backbone, batch: int, dtype: str, threads: int, batches: int = 1
+) -> dict[str, Run]:
+    """OpenVINO on normalised images: a batch as one request, and cut into pieces on streams as ours is.
+
+    A run is so many batches, the next one queued while one is computed.
+    """
     from backbone.executors.openvino_files import MAX_STREAMS, options
     from backbone.executors.openvino_graph import trace
     from backbone.executors.quiet_openvino import openvino
@@ -59,16 +64,18 @@ def openvino_runs(backbone: Backbone, batch: int, dtype: str, threads: int) -> d
         shaped = graph.clone()
         shaped.reshape([piece, 3, size, size])
         compiled = openvino.Core().compile_model(shaped, "CPU", options(dtype, threads, streams))
-        requests = [compiled.create_infer_request() for _ in range(batch // piece)]
-        for index, request in enumerate(requests):
-            part = np.ascontiguousarray(images[index * piece : (index + 1) * piece])
-            request.set_input_tensor(0, openvino.Tensor(part, shared_memory=True))
+        lanes = [[compiled.create_infer_request() for _ in range(batch // piece)] for _ in range(2)]
+        for requests in lanes:
+            for index, request in enumerate(requests):
+                part = np.ascontiguousarray(images[index * piece : (index + 1) * piece])
+                request.set_input_tensor(0, openvino.Tensor(part, shared_memory=True))
 
         def infer() -> None:
-            for request in requests:
-                request.start_async()
-            for request in requests:
-                request.wait()
+            for number in range(batches + 1):
+                for request in lanes[number % 2] if number < batches else ():
+                    request.start_async()
+                for request in lanes[(number - 1) % 2] if number else ():
+                    request.wait()
 
         return infer
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from backbone.executors import openvino_graph
 from backbone.executors.base import FoldedAdapter
 from backbone.executors.choose import cpu_has_bfloat16
-from backbone.executors.openvino_executor import OpenVinoExecutor, cut
+from backbone.executors.openvino_executor import OpenVinoExecutor
 from backbone.executors.openvino_files import Wanted, at_batch, options
 from backbone.executors.openvino_graph import load_graph
+from backbone.executors.openvino_lane import cut
 from backbone.executors.quiet_openvino import openvino
 from backbone.heads import Head
 from backbone.load import Backbone
@@ -24,6 +25,14 @@ from tests.models import SIZE, make_backbone
 @pytest.fixture
 def backbone() -> Backbone:
     return make_backbone("vit")
+
+
+def make_executor(backbone: Backbone, threads: int) -> OpenVinoExecutor:
+    """Return an executor with one adapter, in slot 1: the plain backbone and a head."""
+    executor = OpenVinoExecutor(backbone, dtype="float32", slots=1, threads=threads)
+    weight = torch.randn(3, backbone.head_width, generator=torch.Generator().manual_seed(0))
+    executor.load(1, FoldedAdapter(executor.bank.rows[0].clone(), Head(weight, torch.zeros(3))))
+    return executor
 
 
 @pytest.fixture
@@ -105,23 +114,19 @@ def test_a_cache_that_cannot_be_written_costs_a_warning(
 
 
 def test_a_failed_piece_leaves_no_lane_running(backbone: Backbone) -> None:
-    executor = OpenVinoExecutor(backbone, dtype="float32", slots=2, threads=2)
-    images = [np.full((3, SIZE, SIZE), value, np.uint8) for value in (0, 50, 100, 150, 200)]
-    features = np.zeros((5, backbone.head_width), np.float32)
-    executor._run_pieces(images, [0] * 5, features)
-    wrong = [*images[:4], np.zeros((3, SIZE, SIZE + 1), np.uint8)]
-    with pytest.raises(ValueError, match="broadcast"):
-        executor._run_pieces(wrong, [0] * 5, np.zeros_like(features))
-    again = np.zeros_like(features)
-    executor._run_pieces(images, [0] * 5, again)
-    assert np.array_equal(again, features)
+    executor = make_executor(backbone, threads=2)
+    images = [np.full((3, SIZE, SIZE), value, np.uint8) for value in range(0, 190, 10)]
+    answers = executor.run(images, [1] * len(images))
+    wrong = [*images[:-1], np.zeros((3, SIZE, SIZE + 1), np.uint8)]
+    for _ in range(executor.lanes + 1):  # a lane that is lost would be missed
+        with pytest.raises(ValueError, match="broadcast"):
+            executor.run(wrong, [1] * len(wrong))
+    for _ in range(executor.lanes):
+        assert np.array_equal(executor.run(images, [1] * len(images)), answers)
 
 
 def test_a_batch_smaller_than_the_streams_is_answered(backbone: Backbone) -> None:
-    executor = OpenVinoExecutor(backbone, dtype="float32", slots=2, threads=4)
-    executor.load(
-        1, FoldedAdapter(executor.bank.rows[0], Head(torch.ones(3, backbone.head_width), torch.zeros(3)))
-    )
+    executor = make_executor(backbone, threads=4)
     images = [np.full((3, SIZE, SIZE), value, np.uint8) for value in (0, 200)]
     alone = [executor.run([image], [1])[0] for image in images]
     assert np.array_equal(executor.run(images, [1, 1]), alone)
