@@ -30,12 +30,15 @@ TAX = """
 
 `python -m benchmarks.tax`: a mixed batch, from uint8 pixels to logits, against the plain timm model with one head on
 normalised images. `÷ PyTorch` and `÷ OpenVINO` are against the best way found to run the plain model in each: PyTorch
-in both memory layouts; OpenVINO with the batch as one request, and cut into pieces on streams as our executor does.
-`÷ identical` is against the same executor with one task; identical tasks are no special case, so it shows noise and
+in both memory layouts; OpenVINO with the batch as one request, and cut into pieces of 4 and 8 on streams as our executor
+does. As on a busy server there always is a next batch, for the plain model too. `÷ identical` is against the same executor with one task; identical tasks are no special case, so it shows noise and
 the cost of reading other rows of the bank. The rows of the plain model are its own ways against each other.
 
 OpenVINO computes γ'·x + β' per image in a pass of its own, where the plain model adds a bias inside the product. In
-EfficientNet these passes go over wide, thin maps: what is left of the tax there.
+EfficientNet these passes go over wide, thin maps: what is left of the tax there ([ADR 3](adr/0003-openvino-in-pieces.md)).
+The faster a CPU multiplies, the more they weigh: these rows are of a CPU with AMX. On one with AVX-512 bf16 alone, an
+earlier version had 0.96 (ViT-S, 224 px), 0.95 (112 px) and 0.83 (EfficientNet-Lite0) of OpenVINO's best, and 0.99, 1.09 and
+1.22 of it as one request.
 """
 MATRIX = """
 ## Families, batches and mixes
