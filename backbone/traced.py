@@ -39,12 +39,12 @@ class Normalise(nn.Module):
 
 
 class FromPixels(nn.Module):
-    """The mixed-task model from uint8 pixels on; it takes rows as `rows` does, by default [B, 2, P]."""
+    """The mixed-task model from uint8 pixels on."""
 
-    def __init__(self, backbone: Backbone, rows: TracedRows | None = None) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
         self.normalise = Normalise(backbone.spec)
-        self.mixed = MixedModel(backbone.model, backbone.sites, rows or TracedRows(backbone.sites))
+        self.mixed = MixedModel(backbone.model, backbone.sites, TracedRows(backbone.sites))
 
     def forward(self, images: Tensor, rows: Tensor) -> Tensor:
         features: Tensor = self.mixed(self.normalise(images), rows)

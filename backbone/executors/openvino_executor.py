@@ -5,8 +5,8 @@ in the cache, and no stream waits for another between ops. Sizes are compiled ah
 is padded with slot 0. A single image has all threads to itself. While one batch is computed, the next one's
 images and rows are copied.
 
-Numerics: products, activations and the bank in the executor's dtype. A sample's bits do not depend on its
-piece: OpenVINO sums alike in all sizes, as tests/unit/test_executor.py measures.
+Numerics: products and activations in the executor's dtype; γ' and β' are fp32. A sample's bits do not depend
+on its piece: OpenVINO sums alike in all sizes, as tests/unit/test_executor.py measures.
 """
 
 import threading
@@ -24,7 +24,6 @@ from backbone.executors.openvino_ahead import Ahead
 from backbone.executors.openvino_files import Wanted, compile_graph
 from backbone.executors.openvino_graph import key, load_graph
 from backbone.executors.openvino_lane import Lane, Request
-from backbone.executors.torch_executor import DTYPES
 from backbone.heads import HostHeads
 from backbone.load import Backbone
 
@@ -67,16 +66,13 @@ class OpenVinoExecutor:
             ahead: What is being compiled already.
         """
         self.backbone, self.dtype = backbone, dtype
-        self.bank = Bank(backbone.fold, slots, dtype=DTYPES[dtype])
+        self.bank = Bank(backbone.fold, slots)
         self._heads = HostHeads(backbone.head_width)
         self._lock_beside = threading.Lock()
         wanted = Wanted(
             graph=key(backbone),
             dtype=dtype,
             threads=threads,
-            height=backbone.spec.height,
-            width=backbone.spec.width,
-            row_width=backbone.sites.total_width,
             largest_piece=largest_piece(dtype),
         )
         compiled = None if ahead is None else ahead.take(wanted)
@@ -85,8 +81,8 @@ class OpenVinoExecutor:
 
         self._free: SimpleQueue[Lane] = SimpleQueue()
         for _ in range(self.lanes):
-            self._free.put(Lane(compiled, wanted.streams, self.bank, backbone.spec))
-        self._beside = Request(compiled[1], 1, self.bank, backbone.spec)
+            self._free.put(Lane(compiled, wanted.streams, self.bank.rows.numpy()))
+        self._beside = Request(compiled[1], 1)
 
     def load(self, slot: int, adapter: FoldedAdapter) -> None:
         self.bank.write(slot, adapter.row)
@@ -104,7 +100,7 @@ class OpenVinoExecutor:
     def run_beside_bank(self, image: Image, adapter: FoldedAdapter) -> Logits:
         features = np.empty((1, self.backbone.head_width), np.float32)
         with self._lock_beside:
-            self._beside.fill_beside_bank(image, adapter.row)
+            self._beside.fill_beside_bank(image, adapter.row.numpy())
             self._beside.start()
             self._beside.collect(features)
         heads = HostHeads(self.backbone.head_width)

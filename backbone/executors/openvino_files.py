@@ -23,17 +23,12 @@ class Wanted:
         graph: The graph's name in the cache: the same name, the same graph.
         dtype: float32 or bfloat16.
         threads: CPU threads of one batch.
-        height, width: Of an image, in pixels.
-        row_width: P.
         largest_piece: Images of the largest piece, a power of 2.
     """
 
     graph: str
     dtype: str
     threads: int
-    height: int
-    width: int
-    row_width: int
     largest_piece: int
 
     @property
@@ -64,11 +59,10 @@ def sums(directory: Path) -> str:
     return "".join(f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n" for file in files)
 
 
-def at_batch(graph: openvino.Model, wanted: Wanted, batch: int) -> openvino.Model:
-    """Return the graph for batches of one size, its rows in the dtype computed in."""
+def at_batch(graph: openvino.Model, batch: int) -> openvino.Model:
+    """Return the graph for batches of one size."""
     shaped = graph.clone()
-    shaped.get_parameters()[1].set_element_type(_TYPES[wanted.dtype])
-    shaped.reshape({0: [batch, 3, wanted.height, wanted.width], 1: [batch * 2 * wanted.row_width]})
+    shaped.reshape({place: [batch, *value.partial_shape[1:]] for place, value in enumerate(shaped.inputs)})
     return shaped
 
 
@@ -79,7 +73,7 @@ def compile_graph(graph: openvino.Model, wanted: Wanted) -> Compiled:
     def compiled(size: int) -> openvino.CompiledModel:
         streams = wanted.streams if size in wanted.pieces else 1
         how = options(wanted.dtype, wanted.threads, streams)
-        return core.compile_model(at_batch(graph, wanted, size), "CPU", how)
+        return core.compile_model(at_batch(graph, size), "CPU", how)
 
     sizes = (1, *wanted.pieces)
     with ThreadPoolExecutor(wanted.threads) as pool:  # each takes half a second, mostly in one thread

@@ -1,4 +1,4 @@
-"""The mixed-task model as an OpenVINO graph: (uint8 images, rows) → pooled features.
+"""The mixed-task model as an OpenVINO graph: (uint8 images, each site's γ' and β') → pooled features.
 
 Converting traces the site-replaced PyTorch module, which takes seconds, so graphs are kept in a directory by
 all they depend on: weights (the fingerprint), input size, the model as timm builds it and the versions of
@@ -21,19 +21,18 @@ import torch
 from torch import Tensor, nn
 
 from backbone.executors.openvino_files import FILE, SUMS, read, sums
-from backbone.executors.openvino_rows import RowsBySite
+from backbone.executors.openvino_rows import PixelsAndVectors, vector_shapes
 from backbone.executors.quiet_openvino import openvino, torch_frontend
 from backbone.load import Backbone
-from backbone.traced import FromPixels
 
 logger = logging.getLogger(__name__)
 
-GRAPH_VERSION = 2  # raise it when the graph that this file makes changes
+GRAPH_VERSION = 3  # raise it when the graph that this file makes changes
 _EXAMPLE_BATCH = 2
 
 
 def load_graph(backbone: Backbone, cache: Path | None) -> openvino.Model:
-    """Return the graph, its batch size B open: images [B, 3, H, W] uint8 and rows [2 · P · B] by site, fp32.
+    """Return the graph, its batch size open: images [B, 3, H, W] uint8, and fp32 γ' of all sites, then β'.
 
     From the cache if it is there, else converted and put there; a cache that cannot be read or written costs
     a conversion and a warning, nothing more.
@@ -63,11 +62,11 @@ def convert(backbone: Backbone) -> openvino.Model:
         Exception: Of many kinds, if the model does what a graph cannot.
     """
     images = torch.zeros(_EXAMPLE_BATCH, 3, backbone.spec.height, backbone.spec.width, dtype=torch.uint8)
-    rows = torch.zeros(_EXAMPLE_BATCH * 2 * backbone.sites.total_width)
-    model = FromPixels(backbone, RowsBySite(backbone.sites))
-    graph = trace(model.eval(), (images, rows))
+    shapes = vector_shapes(backbone, images) * 2
+    vectors = [torch.zeros(_EXAMPLE_BATCH, *shape) for shape in shapes]
+    graph = trace(PixelsAndVectors(backbone).eval(), (images, *vectors))
     _end_in_a_product(graph, backbone.head_width)
-    graph.reshape({0: [-1, *images.shape[1:]], 1: [-1]})
+    graph.reshape({place: [-1, *shape] for place, shape in enumerate([images.shape[1:], *shapes])})
     return graph
 
 

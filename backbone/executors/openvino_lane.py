@@ -9,17 +9,16 @@ from itertools import cycle, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from backbone.bank import IDENTITY, Bank
+from backbone.bank import IDENTITY
 from backbone.executors.base import Image
 from backbone.executors.openvino_files import Compiled
 from backbone.executors.openvino_rows import PieceRows
 from backbone.executors.quiet_openvino import openvino
-from backbone.preprocess import ImageSpec
 
 _IN_FLIGHT = 2  # requests a stream, so that it finds the next one filled
 
+Rows = NDArray[np.float32]  # a bank [S, 2, P], or one row [2, P]
 Features = NDArray[np.float32]  # [B, D]
 
 
@@ -48,21 +47,23 @@ def cut(images: int, streams: int, sizes: Sequence[int]) -> Iterator[Piece]:
 class Request:
     """An inference request of one size and its own buffers: filled, started, collected."""
 
-    def __init__(self, compiled: openvino.CompiledModel, size: int, bank: Bank, spec: ImageSpec) -> None:
+    def __init__(self, compiled: openvino.CompiledModel, size: int) -> None:
+        images, *vectors = (tuple(value.shape) for value in compiled.inputs)
         self._size = size
-        self._images = np.zeros((size, 3, spec.height, spec.width), np.uint8)
-        self._rows = PieceRows(bank.sites, size, bank.rows.dtype)
+        self._images = np.zeros(images, np.uint8)
+        self._rows = PieceRows([shape[1:] for shape in vectors], size)
         self._request = compiled.create_infer_request()
-        self._request.set_input_tensor(0, openvino.Tensor(self._images, shared_memory=True))
-        self._request.set_input_tensor(1, self._rows.tensor)
+        tensors = [openvino.Tensor(self._images, shared_memory=True), *self._rows.tensors]
+        for place, tensor in enumerate(tensors):
+            self._request.set_input_tensor(place, tensor)
 
-    def fill(self, images: Sequence[Image], bank: Bank, slots: Sequence[int]) -> None:
-        """Take images and their rows of the bank; what is beyond them runs as slot 0."""
-        self._rows.gather(bank.rows, [*slots, *[IDENTITY] * (self._size - len(slots))])
+    def fill(self, images: Sequence[Image], bank: Rows, slots: Sequence[int]) -> None:
+        """Take images and their rows of a bank; what is beyond them runs as slot 0."""
+        self._rows.gather(bank, [*slots, *[IDENTITY] * (self._size - len(slots))])
         for place, image in enumerate(images):
             self._images[place] = image
 
-    def fill_beside_bank(self, image: Image, row: Tensor) -> None:
+    def fill_beside_bank(self, image: Image, row: Rows) -> None:
         """Take one image and a row [2, P]; only for a request of one."""
         self._rows.put(row)
         self._images[0] = image
@@ -82,14 +83,13 @@ class Request:
 class Lane:
     """Requests of every size, for one batch at a time."""
 
-    def __init__(self, compiled: Compiled, streams: int, bank: Bank, spec: ImageSpec) -> None:
+    def __init__(self, compiled: Compiled, streams: int, bank: Rows) -> None:
         """Make requests of what is compiled: for one image with all threads, and for pieces on streams."""
         self._streams, self._bank = streams, bank
         self._pieces = sorted(compiled.keys() - {1})
         counts = dict.fromkeys(self._pieces, streams * _IN_FLIGHT) | {1: 1}
         self._requests = {
-            size: [Request(compiled[size], size, bank, spec) for _ in range(count)]
-            for size, count in counts.items()
+            size: [Request(compiled[size], size) for _ in range(count)] for size, count in counts.items()
         }
 
     def run(self, images: Sequence[Image], slots: Sequence[int], features: Features) -> None:

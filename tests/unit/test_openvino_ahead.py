@@ -32,7 +32,7 @@ def cache(tmp_path: Path, backbone: Backbone) -> Path:
 
 @pytest.fixture
 def wanted(backbone: Backbone) -> Wanted:
-    return Wanted(key(backbone), "float32", 1, SIZE, SIZE, backbone.sites.total_width, 4)
+    return Wanted(key(backbone), "float32", 1, 4)
 
 
 def test_the_second_start_finds_it_compiled(cache: Path, wanted: Wanted) -> None:
@@ -43,7 +43,7 @@ def test_the_second_start_finds_it_compiled(cache: Path, wanted: Wanted) -> None
 
 @pytest.mark.parametrize(
     "change",
-    [{"graph": "other"}, {"dtype": "bfloat16"}, {"threads": 2}, {"row_width": 1}, {"largest_piece": 8}],
+    [{"graph": "other"}, {"dtype": "bfloat16"}, {"threads": 2}, {"largest_piece": 8}],
     ids=str,
 )
 def test_a_wrong_guess_is_not_used(cache: Path, wanted: Wanted, change: dict[str, object]) -> None:

@@ -13,7 +13,7 @@ from backbone.executors import openvino_graph
 from backbone.executors.base import FoldedAdapter
 from backbone.executors.choose import cpu_has_bfloat16
 from backbone.executors.openvino_executor import OpenVinoExecutor
-from backbone.executors.openvino_files import Wanted, at_batch, options
+from backbone.executors.openvino_files import at_batch, options
 from backbone.executors.openvino_graph import load_graph
 from backbone.executors.openvino_lane import cut
 from backbone.executors.quiet_openvino import openvino
@@ -43,7 +43,7 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[Backbone]:
     def convert(backbone: Backbone) -> openvino.Model:
         made.append(backbone)
         images = openvino.opset13.parameter([-1, 3, SIZE, SIZE], np.uint8, name="images")
-        rows = openvino.opset13.parameter([-1], np.float32, name="rows")
+        rows = openvino.opset13.parameter([-1, 2], np.float32, name="rows")
         return openvino.Model([openvino.opset13.add(rows, np.float32(1))], [images, rows], "small")
 
     monkeypatch.setattr(openvino_graph, "convert", convert)
@@ -135,8 +135,7 @@ def test_a_batch_smaller_than_the_streams_is_answered(backbone: Backbone) -> Non
 @pytest.mark.skipif(not cpu_has_bfloat16(), reason="this CPU does not compute in bfloat16")
 def test_no_token_is_computed_in_fp32_where_bfloat16_is_asked_for(backbone: Backbone) -> None:
     size = 2
-    wanted = Wanted("", "bfloat16", 1, SIZE, SIZE, backbone.sites.total_width, 2)
-    graph = at_batch(load_graph(backbone, None), wanted, size)
+    graph = at_batch(load_graph(backbone, None), size)
     compiled = openvino.Core().compile_model(graph, "CPU", options("bfloat16", 1, 1))
     tokens = [
         (op.get_friendly_name(), op.rt_info["outputPrecisions"].value)

@@ -1,51 +1,56 @@
-"""The rows of a piece lie so that the graph splits them without a copy."""
+"""γ' and β' of every site are inputs of the graph, and one call fills them all."""
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from backbone.executors.openvino_rows import PieceRows, RowsBySite
-from backbone.sites import Op, Site, SiteList
+from backbone.executors.openvino_rows import PieceRows, PixelsAndVectors, vector_shapes
+from backbone.traced import FromPixels
+from tests.models import SIZE, make_backbone
 
-WIDTHS = st.lists(st.sampled_from([1, 4, 6, 16, 24]), min_size=1, max_size=5)
-
-
-def make_sites(widths: list[int]) -> SiteList:
-    return SiteList(tuple(Site(f"site{place}", width, Op.LINEAR) for place, width in enumerate(widths)))
+SHAPES = st.lists(st.sampled_from([(1,), (4,), (1, 6), (16, 1, 1), (24,)]), min_size=1, max_size=5)
 
 
-def make_bank(sites: SiteList, dtype: torch.dtype) -> torch.Tensor:
-    return torch.randn(5, 2, sites.total_width, generator=torch.Generator().manual_seed(0)).to(dtype)
+def make_bank(width: int) -> NDArray[np.float32]:
+    return np.random.default_rng(0).standard_normal((5, 2, width), np.float32)
 
 
-@given(widths=WIDTHS, slots=st.lists(st.integers(0, 4), min_size=1, max_size=8))
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_each_site_finds_the_vectors_of_each_image(
-    dtype: torch.dtype, widths: list[int], slots: list[int]
-) -> None:
-    sites = make_sites(widths)
-    bank, piece, rows = make_bank(sites, dtype), PieceRows(sites, len(slots), dtype), RowsBySite(sites)
+@given(shapes=SHAPES, slots=st.lists(st.integers(0, 4), min_size=1, max_size=8))
+def test_each_input_holds_the_vectors_of_each_image(shapes: list[tuple[int, ...]], slots: list[int]) -> None:
+    widths = [int(np.prod(shape)) for shape in shapes]
+    bank, piece = make_bank(sum(widths)), PieceRows(shapes * 2, len(slots))
     piece.gather(bank, slots)
-    rows.set(piece.values)
-    for place, (start, width) in enumerate(zip(np.cumsum([0, *widths]), widths, strict=False)):
-        expected = bank[slots, :, start : start + width].float()
-        assert torch.equal(rows.scale[place], expected[:, 0])
-        assert torch.equal(rows.shift[place], expected[:, 1])
+    starts = np.cumsum([0, *widths])
+    for place, (tensor, shape) in enumerate(zip(piece.tensors, shapes * 2, strict=True)):
+        kind, site = divmod(place, len(shapes))
+        expected = bank[slots, kind, starts[site] : starts[site] + widths[site]]
+        assert np.array_equal(tensor.data, expected.reshape(len(slots), *shape))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_one_row_is_put_as_it_is_gathered(dtype: torch.dtype) -> None:
-    sites = make_sites([4, 6])
-    bank = make_bank(sites, dtype)
-    put, gathered = PieceRows(sites, 1, dtype), PieceRows(sites, 1, dtype)
-    put.put(bank[3].float())
+def test_one_row_is_put_as_it_is_gathered() -> None:
+    bank, shapes = make_bank(10), [(4,), (6, 1, 1)] * 2
+    put, gathered = PieceRows(shapes, 1), PieceRows(shapes, 1)
+    put.put(bank[3])
     gathered.gather(bank, [3])
-    assert torch.equal(put.values, gathered.values)
+    assert np.array_equal(put.values, gathered.values) and put.values.any()
 
 
-def test_a_graph_reads_the_buffer_itself() -> None:
-    piece = PieceRows(make_sites([2]), 1, torch.float32)
-    piece.put(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
-    assert piece.tensor.data.tolist() == [1.0, 2.0, 3.0, 4.0]
+@pytest.mark.parametrize("kind", ["vit", "swin", "convnext", "efficientnet"])
+def test_vectors_give_what_rows_give(kind: str) -> None:
+    backbone, generator = make_backbone(kind), torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (3, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
+    rows = 1 + 0.1 * torch.randn(3, 2, backbone.sites.total_width, generator=generator)
+    shapes = vector_shapes(backbone, images)
+    vectors = [
+        vector.reshape(3, *shape)
+        for which in (0, 1)
+        for vector, shape in zip(
+            rows[:, which].split([int(np.prod(shape)) for shape in shapes], 1), shapes, strict=True
+        )
+    ]
+    with torch.inference_mode():
+        expected = FromPixels(backbone)(images, rows)
+        torch.testing.assert_close(PixelsAndVectors(backbone)(images, *vectors), expected, rtol=0, atol=0)
