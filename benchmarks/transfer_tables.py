@@ -52,6 +52,16 @@ def accuracy(trained: Transfer) -> str:
     )
 
 
+def alike(trained: Transfer) -> str:
+    """Say so where `norm` and `ssf` train the same numbers: every site is a norm layer."""
+    norm, ssf = (
+        {(row["set"], row["seed"]): (row["trainable"], row["test_accuracy"]) for row in trained.runs(method)}
+        for method in ("norm", "ssf")
+    )
+    same = norm and norm == ssf
+    return "\n`norm` and `ssf` are one and the same here: every site is a norm layer.\n" if same else ""
+
+
 def missing(trained: Transfer) -> str:
     reasons = {method: impossible(method, trained.backbone) for method in METHODS}
     text = "".join(f"\n`{method}` {reason}.\n" for method, reason in reasons.items() if reason)

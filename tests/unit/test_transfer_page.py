@@ -132,6 +132,13 @@ def test_what_a_backbone_cannot_do_is_explained_and_not_missed() -> None:
     assert "**Missing**: `vpt-deep` on every set." in page(without(finals(), method="vpt-deep"), [])
 
 
+def test_methods_that_are_one_and_the_same_are_said_to_be() -> None:
+    said = "`norm` and `ssf` are one and the same here"
+    alike = [row | {"method": "norm"} for row in finals() if row["method"] == "ssf"]
+    assert said not in page(finals(), []) and said not in page([], [])
+    assert said in page([row for row in finals() if row["method"] != "norm"] + alike, [])
+
+
 def test_backbones_and_sizes_stand_apart() -> None:
     text = page(finals() + finals(pixels=112) + finals(backbone=CONVOLUTIONAL), [])
     assert [found for found in text.splitlines() if found.startswith("## ")] == [
