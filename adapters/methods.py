@@ -34,7 +34,7 @@ def build(backbone: Backbone, recipe: Recipe, generator: torch.Generator) -> Tun
 
     Raises:
         UnsupportedModel: If the method does not take this backbone.
-        ValueError: If the recipe names sites the backbone has not.
+        ValueError: If the recipe names sites the backbone has not, or none that the method trains.
     """
     dtype = DTYPES[recipe.dtype]
     if recipe.method == "full":
@@ -52,10 +52,21 @@ def _build(
         return PromptedModel(model, backbone.name, prompts=recipe.prompts, generator=generator)
     if recipe.method == "adapter":
         return BottleneckModel(model, tuple(sites), width=recipe.bottleneck, generator=generator)
-    chosen = set(recipe.chosen_sites(sites))
-    takes = [s.name for s in sites if s.name in chosen and _takes(model, s, recipe.method)]
     kind = KINDS.get(recipe.method, Vectors(std=recipe.init_std))
-    return TunedModel(model, sites, only=takes, kind=kind, generator=generator)
+    return TunedModel(model, sites, only=trained_sites(backbone, recipe), kind=kind, generator=generator)
+
+
+def trained_sites(backbone: Backbone, recipe: Recipe) -> list[str]:
+    """Return the sites that a method of scales and shifts trains.
+
+    Raises:
+        ValueError: If the recipe names sites the backbone has not, or none that the method trains.
+    """
+    chosen = set(recipe.chosen_sites(backbone.sites))
+    takes = [s.name for s in backbone.sites if s.name in chosen and _takes(backbone.model, s, recipe.method)]
+    if chosen and not takes:
+        raise ValueError(f"{recipe.method} trains none of them")
+    return takes
 
 
 def _takes(model: nn.Module, site: Site, method: str) -> bool:

@@ -65,15 +65,20 @@ def read_official(path: Path, weights: Weights | None = None) -> OfficialCheckpo
     content = load_checkpoint(path)
     if "state_dict" not in content and all(isinstance(value, Tensor) for value in content.values()):
         content = {"state_dict": content}
-    states = {kind: _state(content[key]) for kind, key in KEYS.items() if content.get(key)}
+    states = {kind: _state(path.name, content[key]) for kind, key in KEYS.items() if content.get(key)}
     chosen: Weights = weights or ("ema" if "ema" in states else "raw")
     if chosen not in states:
         raise CheckpointInvalid(path.name, f"has no {KEYS[chosen]}, so no {chosen} weights")
     return _take_apart(path.name, chosen, states, content)
 
 
-def _state(state: Mapping[str, Tensor]) -> State:
+def _state(source: str, state: object) -> State:
     """Return a state dict without the prefixes of wrappers, in fp32."""
+    entries = state.items() if isinstance(state, Mapping) else [(None, state)]
+    for name, tensor in entries:
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise CheckpointInvalid(source, "holds something else than named tensors as its weights")
+    assert isinstance(state, Mapping)
     return {
         without_prefixes(key): tensor.float() if tensor.is_floating_point() else tensor
         for key, tensor in state.items()

@@ -11,7 +11,8 @@ WAYS = {
     "torch channels_last": "eager NHWC",
     "torch compiled": "compiled",
     "openvino": "OpenVINO",
-    "openvino pieces": "in pieces",
+    "openvino 4s": "in 4s",
+    "openvino 8s": "in 8s",
 }
 MIXES = ("identical", "uniform", "skewed", "distinct")
 

@@ -45,7 +45,7 @@ MATRIX = """
 
 `python -m benchmarks.matrix`: models with random weights at 224 px, one line a case. All but the last two columns are
 images/s against the fastest way to run the plain model in the same rounds: the plain model eager in two memory
-layouts, compiled, on OpenVINO as one request and in pieces; then ours by mix on the server's default executor. *of the
+layouts, compiled, on OpenVINO as one request and in pieces of 4 and 8; then ours by mix on the server's default executor. *of the
 floor*: the least time for the products' operations and the bytes that fusing cannot save, at the rates a square matrix
 product and a copy reach on this host in the same run, ÷ the time of the distinct tasks. A depthwise convolution cannot
 reach that rate. A default run leaves out what would take longer than `--case-seconds`; `--full` runs batches 1 to 256.

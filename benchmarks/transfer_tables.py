@@ -10,8 +10,8 @@ NONE = "–"
 COST = """
 ### Cost of training
 
-Images/s and peak memory are those of `python -m benchmarks.step_cost` at {pixels} px. `linear` trains over
-kept features and has no such step.
+Images/s and memory are those of `python -m benchmarks.step_cost` at {pixels} px, one run a method; on a CPU
+memory is what the process grew by at its peak. `linear` trains over kept features and has no such step.
 """
 RATES = """
 ### Learning rates chosen

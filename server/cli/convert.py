@@ -92,9 +92,9 @@ def official(
     from adapters.official import read_official
     from adapters.saving import replace_file, save_checked
 
-    refuse_existing(out, force=force)
+    refuse_existing(out, force=force, inputs=[checkpoint])
     if backbone_out is not None:
-        refuse_existing(backbone_out, force=force, option="--backbone-out")
+        refuse_existing(backbone_out, force=force, option="--backbone-out", inputs=[checkpoint])
     read = read_official(checkpoint, weights.value if weights else None)
     model = _load(read, backbone, backbone_source, input_size, rebuild=backbone_out is not None)
     adapter = run(
@@ -127,7 +127,7 @@ def state_dict(
     """Make an adapter of a timm model of which biases, norms or only the head were fine-tuned."""
     from adapters.state_dict import convert_state_dict, read_state_dict
 
-    refuse_existing(out, force=force)
+    refuse_existing(out, force=force, inputs=[file])
     read = read_state_dict(file)
     if read.averaged is not None:
         warn(f"{file.name} has averaged weights too ({read.averaged}); the raw ones are converted")
@@ -173,7 +173,18 @@ def _save(adapter: "Adapter", backbone: "Backbone", out: Path) -> None:
 
 
 def _names(labels: Path | None) -> list[str] | None:
-    return labels.read_text(encoding="utf-8").splitlines() if labels else None
+    """Read the classes' names, a line each."""
+    if labels is None:
+        return None
+    try:
+        names = labels.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise typer.BadParameter(f"{labels} is not UTF-8 text", param_hint="--labels") from None
+    if not all(name.strip() for name in names):
+        raise typer.BadParameter(f"{labels} has an empty line", param_hint="--labels")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise typer.BadParameter(f"{labels} names {printable(twice)} twice", param_hint="--labels")
+    return names
 
 
 def _load_frozen(name: str, source: str | None, input_size: int | None) -> "Backbone":

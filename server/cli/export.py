@@ -51,7 +51,7 @@ def export(
         raise typer.BadParameter("two files have the same name, which names a task", param_hint="ADAPTER")
     tasks = out if tasks_only else out.with_suffix(".tasks.safetensors")
     for target in {out, tasks} if multi_task else {out}:
-        refuse_existing(target, force=force)
+        refuse_existing(target, force=force, inputs=files)
     if multi_task:
         _multi_task(files, None if tasks_only else out, tasks, backbone_source)
     else:

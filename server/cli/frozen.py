@@ -1,5 +1,6 @@
 """The frozen backbone that an adapter names, for verbs that need no server."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -32,8 +33,10 @@ def load_for(manifest: "Manifest", source: str | None) -> "Backbone":
     )
 
 
-def refuse_existing(path: Path, *, force: bool, option: str = "--out") -> None:
-    """Stop before any work if a file would be overwritten without being told to."""
+def refuse_existing(path: Path, *, force: bool, option: str = "--out", inputs: Sequence[Path] = ()) -> None:
+    """Stop before any work if a file would be overwritten without being told to, or is one of the inputs."""
+    if any(path.exists() and path.samefile(source) for source in inputs):
+        raise typer.BadParameter(f"{path} is what it is made from", param_hint=option)
     if path.is_dir():
         raise typer.BadParameter(f"{path} is a folder", param_hint=option)
     if path.exists() and not force:

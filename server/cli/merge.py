@@ -14,7 +14,7 @@ def merge(*, file: AdapterFile, out: Out, backbone_source: Source = None, force:
     from adapters.merged_file import merge_checked, write_merged
     from adapters.saving import replace_file
 
-    refuse_existing(out, force=force)
+    refuse_existing(out, force=force, inputs=[file])
     content = file.read_bytes()
     adapter = read_adapter(content)
     backbone = load_for(adapter.manifest, backbone_source)

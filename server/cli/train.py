@@ -78,12 +78,13 @@ def _refuse_finished(target: Path, *, force: bool, resume: bool) -> None:
 
 
 def _check(recipe: "Recipe", backbone: "Backbone", store: str) -> None:
+    from adapters.methods import trained_sites
     from backbone.executors.torch_executor import DTYPES
 
     if store not in DTYPES:
         raise typer.BadParameter(f"is none of {', '.join(DTYPES)}", param_hint="--store")
     try:
-        recipe.chosen_sites(backbone.sites)
+        trained_sites(backbone, recipe)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--sites") from None
     if (recipe.preset or "").startswith("vtab/") and backbone.spec.crop_mode != "squash":

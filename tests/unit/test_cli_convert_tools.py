@@ -86,6 +86,28 @@ def test_a_tuned_timm_model_becomes_a_file_that_a_server_takes(run: Run, tmp_pat
     assert record.command is not None and record.command.startswith("ssfserve convert state-dict ")
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (b"ant\nbee\nant\n", "names ant twice"),
+        (b"ant\n \ncat\n", "has an empty line"),
+        (b"\xff\xfe\n", "is not UTF-8"),
+    ],
+)
+def test_labels_that_are_none_are_told(
+    run: Run, tmp_path: Path, tuned: Path, labels: bytes, message: str
+) -> None:
+    (tmp_path / "labels.txt").write_bytes(labels)
+    result = run("state-dict", tuned, *TINY, "--out", tmp_path / "a", "--labels", tmp_path / "labels.txt")
+    assert result.code == 2 and message in " ".join(result.err.replace("│", "").split())
+
+
+def test_a_checkpoint_is_never_overwritten_by_what_is_made_from_it(run: Run, tuned: Path) -> None:
+    before = tuned.read_bytes()
+    result = run("state-dict", tuned, *TINY, "--out", tuned, "--force")
+    assert result.code == 2 and "made from" in result.err and tuned.read_bytes() == before
+
+
 def test_weights_that_an_average_was_kept_of_are_told(run: Run, tmp_path: Path) -> None:
     head = {"head.weight": torch.ones(2, 32), "head.bias": torch.zeros(2)}
     torch.save({"state_dict": head, "state_dict_ema": head}, tmp_path / "x.pth.tar")

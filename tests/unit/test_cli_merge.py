@@ -130,6 +130,13 @@ def test_a_file_is_never_overwritten_silently(run: Run, file: Path, tmp_path: Pa
     assert len(load(out.read_bytes())) > 100
 
 
+def test_an_adapter_is_never_overwritten_by_what_is_made_from_it(run: Run, file: Path) -> None:
+    before = file.read_bytes()
+    refused = run("merge", file, "--out", file, "--backbone-source", SOURCE, "--force")
+    assert refused.code == 2 and "is what it is made from" in refused.err
+    assert file.read_bytes() == before
+
+
 @pytest.mark.parametrize("source", ["random:1", "nowhere.safetensors"])
 def test_another_backbone_leaves_no_file(run: Run, file: Path, tmp_path: Path, source: str) -> None:
     result = run("merge", file, "--out", tmp_path / "merged", "--backbone-source", source)

@@ -117,6 +117,7 @@ def test_the_file_is_named_after_the_task_and_never_overwritten_silently(
         (("--store", "int8"), "--store"),
         (("--method", "linear", "--sites", "norm"), "linear trains no sites"),
         (("--sites", "blocks.99.*"), "no site matches"),
+        (("--method", "norm", "--sites", "blocks.0.attn.qkv"), "norm trains none of them"),
         (("--device", "wobble"), "is none of auto, cpu, cuda"),
         (("--dtype", "wobble"), "is none of auto, bfloat16"),
         (("--warmup", "1e308"), "--warmup"),

@@ -308,3 +308,10 @@ def test_preprocessing_of_another_kind_is_told(tmp_path: Path) -> None:
 
 def test_every_family_of_the_goldens_has_names() -> None:
     assert {names.family for names in FAMILIES} == {rebuilt(family).family.name for family in GOLDENS}
+
+
+@pytest.mark.parametrize("state", ["x", [1], {"a": "b"}, {3: torch.zeros(1)}], ids=repr)
+def test_weights_that_are_none_are_refused(state: object, tmp_path: Path) -> None:
+    torch.save({"state_dict": state}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointInvalid, match="something else than named tensors"):
+        read_official(tmp_path / "x.pth")
