@@ -41,8 +41,10 @@ def push(
     as_json: AsJson = False,
 ) -> None:
     """Upload an adapter file as the next version of a task."""
+    content = file.read_bytes()
+    _refuse_models(content)
     with connect(url, key) as client:
-        answer = client.push(task, file.read_bytes(), promote=promote)
+        answer = client.push(task, content, promote=promote)
     if as_json:
         show_json(answer)
     else:
@@ -51,6 +53,18 @@ def push(
             typer.echo(
                 f"another version serves; to serve this one: ssfserve promote {task} {answer['version']}"
             )
+
+
+def _refuse_models(content: bytes) -> None:
+    """Say of a whole model what it is; a server would only say that it is too large."""
+    from adapters.errors import AdapterFileInvalid
+    from adapters.header import OTHER_KEYS, read_header
+
+    try:
+        read_header(content)
+    except AdapterFileInvalid as error:
+        if error.detail in OTHER_KEYS.values():
+            raise
 
 
 @app.command()

@@ -21,6 +21,7 @@ import typer
 import uvicorn
 from typer.core import TyperGroup
 
+from adapters.header import OTHER_KEYS
 from registry.embedded import EmbeddedRegistry
 from registry.models import PRODUCTION
 from server.cli import VERBS, build, main
@@ -135,6 +136,15 @@ def test_a_refused_push_is_one_clear_line(ask: Run, tmp_path: Path) -> None:
     assert re.fullmatch(
         r"ssfserve: the adapter's probe logits differ .* \(422 probe_mismatch\)\n", result.err
     )
+
+
+@pytest.mark.parametrize("key", OTHER_KEYS)
+def test_a_whole_model_is_refused_before_it_is_sent(run: Run, tmp_path: Path, key: str) -> None:
+    header = json.dumps({"__metadata__": {key: "{}"}}).encode()
+    (tmp_path / "full.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    nowhere = ("--url", "http://127.0.0.1:1")
+    result = run("push", tmp_path / "full.safetensors", "--task", "pets", *nowhere)
+    assert result.code == 1 and OTHER_KEYS[key] in result.err
 
 
 def test_tasks_are_listed_over_pages(ask: Run, served: ServedWorld, monkeypatch: pytest.MonkeyPatch) -> None:
