@@ -74,11 +74,10 @@ def read_official(path: Path, weights: Weights | None = None) -> OfficialCheckpo
 
 def _state(source: str, state: object) -> State:
     """Return a state dict without the prefixes of wrappers, in fp32."""
-    entries = state.items() if isinstance(state, Mapping) else [(None, state)]
-    for name, tensor in entries:
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise CheckpointInvalid(source, "holds something else than named tensors as its weights")
-    assert isinstance(state, Mapping)
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in state.items()
+    ):
+        raise CheckpointInvalid(source, "holds something else than named tensors as its weights")
     return {
         without_prefixes(key): tensor.float() if tensor.is_floating_point() else tensor
         for key, tensor in state.items()

@@ -8,7 +8,7 @@ from typing import Any
 
 from backbone.executors.quiet_openvino import hint, inference_num_threads, num_streams, openvino
 
-MAX_STREAMS = 4  # so that a batch of 16 gives each a full piece
+MAX_STREAMS = 4  # so that a batch of 16 gives each a piece of 4
 FILE, SUMS = "graph.xml", "sha256"
 _TYPES = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16}
 

@@ -151,7 +151,7 @@ def peft(
     from adapters.peft.conversion import convert_peft
     from adapters.peft.folder import read_peft
 
-    refuse_existing(out, force=force)
+    refuse_existing(out, force=force, inputs=[*folder.iterdir()])
     read = read_peft(folder)
     model = _load_frozen(backbone, backbone_source, input_size)
     adapter = convert_peft(read, model, labels=_names(labels), command=_command_line())

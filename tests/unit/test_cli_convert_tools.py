@@ -1,5 +1,6 @@
 """The verbs `convert state-dict` and `convert peft`, run in this process."""
 
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,6 +107,14 @@ def test_a_checkpoint_is_never_overwritten_by_what_is_made_from_it(run: Run, tun
     before = tuned.read_bytes()
     result = run("state-dict", tuned, *TINY, "--out", tuned, "--force")
     assert result.code == 2 and "made from" in result.err and tuned.read_bytes() == before
+
+
+def test_a_file_of_a_peft_folder_is_never_overwritten(run: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(PEFT / "vit_v5_ia3", tmp_path / "peft")
+    file = folder / "adapter_model.safetensors"
+    before = file.read_bytes()
+    result = run("peft", folder, *TINY, "--out", file, "--force")
+    assert result.code == 2 and "made from" in result.err and file.read_bytes() == before
 
 
 def test_weights_that_an_average_was_kept_of_are_told(run: Run, tmp_path: Path) -> None:
