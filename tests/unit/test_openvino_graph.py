@@ -2,6 +2,7 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,13 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backbone.executors import openvino_graph
+from backbone.executors import openvino_graph, openvino_lane
 from backbone.executors.base import FoldedAdapter
 from backbone.executors.choose import cpu_has_bfloat16
 from backbone.executors.openvino_executor import OpenVinoExecutor
 from backbone.executors.openvino_files import at_batch, options
 from backbone.executors.openvino_graph import load_graph
-from backbone.executors.openvino_lane import cut
+from backbone.executors.openvino_lane import Lane, cut
 from backbone.executors.quiet_openvino import openvino
 from backbone.heads import Head
 from backbone.load import Backbone
@@ -123,6 +124,37 @@ def test_a_failed_piece_leaves_no_lane_running(backbone: Backbone) -> None:
             executor.run(wrong, [1] * len(wrong))
     for _ in range(executor.lanes):
         assert np.array_equal(executor.run(images, [1] * len(images)), answers)
+
+
+class SlowRequest:
+    """A request that computes until it is waited for."""
+
+    def __init__(self, *_: object) -> None:
+        self.started = self.running = False
+
+    def fill(self, images: list[str], *_: object) -> None:
+        assert not self.running, "its buffers are read"
+        if "wrong" in images:
+            raise ValueError("a wrong image")
+
+    def start(self) -> None:
+        self.started = self.running = True
+
+    def settle(self) -> None:
+        self.running = False
+
+    def collect(self, _: object) -> None:
+        self.settle()
+
+
+def test_an_error_leaves_no_request_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[SlowRequest] = []
+    monkeypatch.setattr(openvino_lane, "Request", lambda *_: made.append(SlowRequest()) or made[-1])
+    lane: Any = Lane(dict.fromkeys((1, 2, 4)), 2, np.zeros((1, 2, 3), np.float32))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="wrong image"):
+        lane.run(["good"] * 18 + ["wrong"], [0] * 19, np.zeros((19, 2), np.float32))
+    assert sum(request.started for request in made) > 2
+    assert not any(request.running for request in made)
 
 
 def test_a_batch_smaller_than_the_streams_is_answered(backbone: Backbone) -> None:
