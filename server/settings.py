@@ -93,9 +93,10 @@ class Settings(BaseSettings):
         int, Field(ge=32, le=4096, description="Height and width in pixels of what the backbone sees.")
     ] = 224
     dtype: Annotated[
-        Literal["auto", "bfloat16", "float16", "float32", "float8"],
+        Literal["auto", "bfloat16", "float16", "float32", "float8", "int8"],
         Field(
-            description="Arithmetic of the backbone; `auto`: bfloat16 where the device has it, else float32."
+            description="Arithmetic of the backbone; `auto`: bfloat16 where the device has it, else float32. "
+            "`float8` and `int8` multiply linear layers in it, on a GPU and on a CPU without bfloat16."
         ),
     ] = "auto"
     executor: Annotated[

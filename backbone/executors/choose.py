@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # OpenVINO may not be installed
 
 logger = logging.getLogger(__name__)
 
-OPENVINO_DTYPES = ("float32", "bfloat16")
+OPENVINO_DTYPES = ("float32", "bfloat16", "int8")
 CUDA_DTYPES = ("float32", "float16", "bfloat16", "float8")
 FP8_CAPABILITY = (8, 9)  # Ada; the tensor cores before it have no fp8
 
@@ -67,13 +67,17 @@ def open_executor(
     obstacle = _openvino_obstacle(device, dtype)
     if name == "openvino" and obstacle:
         raise DeviceUnavailable("openvino", obstacle)
+    if dtype == "int8" and (obstacle or name == "torch"):
+        raise DeviceUnavailable("int8", obstacle or "only the openvino executor computes in it")
     if name in {"auto", "openvino"} and not obstacle:
         try:
             return _open_openvino(
                 backbone, dtype=dtype, slots=slots, threads=threads, cache=cache, ahead=ahead
             )
+        except DeviceUnavailable:
+            raise
         except Exception as error:  # what a graph compiler raises for a model it does not take has no base
-            if name == "openvino":
+            if name == "openvino" or dtype == "int8":
                 raise DeviceUnavailable("openvino", f"{backbone.name} does not convert: {error}") from error
             logger.warning("%s does not run on openvino, so it runs on torch: %s", backbone.name, error)
     return TorchExecutor(backbone, device=device, dtype=dtype, slots=slots)
@@ -150,4 +154,6 @@ def _open_openvino(
 ) -> Executor:
     from backbone.executors.openvino_executor import OpenVinoExecutor
 
+    if dtype == "int8" and cpu_has_bfloat16():
+        logger.warning("int8 is for CPUs without bfloat16; this one has it, and was faster in it")
     return OpenVinoExecutor(backbone, dtype=dtype, slots=slots, threads=threads, cache=cache, ahead=ahead)

@@ -5,8 +5,9 @@ in the cache, and no stream waits for another between ops. Sizes are compiled ah
 is padded with slot 0. A single image has all threads to itself. While one batch is computed, the next one's
 images and rows are copied.
 
-Numerics: products and activations in the executor's dtype; γ' and β' are fp32. A sample's bits do not depend
-on its piece: OpenVINO sums alike in all sizes, as tests/unit/test_executor.py measures.
+Numerics: products and activations in the executor's dtype, with int8 only the products of linear layers
+(`openvino_int8`) and fp32 between them; γ' and β' are fp32. A sample's bits do not depend on its piece:
+OpenVINO sums alike in all sizes, as tests/unit/test_executor.py measures.
 """
 
 import threading
@@ -59,11 +60,14 @@ class OpenVinoExecutor:
 
         Args:
             backbone: Its weights are copied into the graph.
-            dtype: float32 or bfloat16.
+            dtype: float32, bfloat16 or int8.
             slots: Adapters in the bank beside the identity.
             threads: CPU threads of one batch.
             cache: Directory for converted graphs.
             ahead: What is being compiled already.
+
+        Raises:
+            DeviceUnavailable: If int8 is asked for and the model has nothing to multiply in it.
         """
         self.backbone, self.dtype = backbone, dtype
         self.bank = Bank(backbone.fold, slots)

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backbone.executors.openvino_int8 import in_int8
 from backbone.executors.quiet_openvino import hint, inference_num_threads, num_streams, openvino
 
 MAX_STREAMS = 4  # so that a batch of 16 gives each a piece of 4
 FILE, SUMS = "graph.xml", "sha256"
-_TYPES = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16}
+# of what is between the products, for int8
+_TYPES = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16, "int8": openvino.Type.f32}
 
 Compiled = dict[int, openvino.CompiledModel]  # by images
 
@@ -21,7 +23,7 @@ class Wanted:
 
     Attributes:
         graph: The graph's name in the cache: the same name, the same graph.
-        dtype: float32 or bfloat16.
+        dtype: float32, bfloat16 or int8.
         threads: CPU threads of one batch.
         largest_piece: Images of the largest piece, a power of 2.
     """
@@ -67,12 +69,17 @@ def at_batch(graph: openvino.Model, batch: int) -> openvino.Model:
 
 
 def compile_graph(graph: openvino.Model, wanted: Wanted) -> Compiled:
-    """Compile for one image with all threads, and for each size of piece on streams; about a second."""
+    """Compile for one image with all threads, and for each size of piece on streams; about a second.
+
+    Raises:
+        DeviceUnavailable: If int8 is wanted of a model that has nothing to multiply in it.
+    """
     core = openvino.Core()
+    graph, more = in_int8(graph) if wanted.dtype == "int8" else (graph, {})
 
     def compiled(size: int) -> openvino.CompiledModel:
         streams = wanted.streams if size in wanted.pieces else 1
-        how = options(wanted.dtype, wanted.threads, streams)
+        how = options(wanted.dtype, wanted.threads, streams) | more
         return core.compile_model(at_batch(graph, size), "CPU", how)
 
     sizes = (1, *wanted.pieces)

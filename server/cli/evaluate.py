@@ -9,10 +9,11 @@ import typer
 from server.cli.data_options import Data, DataRoot, Download, open_named
 from server.cli.output import printable, show_json
 from server.cli.where import (
+    SERVED,
     BackboneName,
     Device,
-    Dtype,
     InputSize,
+    ServedDtype,
     Source,
     Threads,
     check_place,
@@ -43,7 +44,7 @@ def evaluate(
     ] = False,
     png: Annotated[Path | None, typer.Option(help="Draw the confusion matrix to this file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
-    dtype: Dtype = "auto",
+    dtype: ServedDtype = "auto",
     device: Device = "auto",
     threads: Threads = 0,
 ) -> None:
@@ -53,7 +54,7 @@ def evaluate(
 
     if png is not None and not png.absolute().parent.is_dir():
         raise typer.BadParameter(f"{png.absolute().parent} is no folder", param_hint="--png")
-    check_place(dtype, device)
+    check_place(dtype, device, SERVED)
     frozen = load_named(backbone, backbone_source, input_size)
     cores = threads_of(threads)
     adapter, classify, how = _classifier(

@@ -68,6 +68,8 @@ def test_train_writes_a_file_that_eval_measures(run: Run, folder: Path, tmp_path
 
     plain = run("eval", out, folder, *BACKBONE, "--reference", "--json")
     assert json.loads(plain.out)["loss"] == pytest.approx(found["loss"], rel=1e-3)
+    unknown = run("eval", out, folder, *BACKBONE, "--dtype", "int4")
+    assert unknown.code == 2 and "is none of auto, bfloat16, float32, int8" in " ".join(unknown.err.split())
     text = run("eval", out, folder, *BACKBONE, "--dtype", "bfloat16")
     assert (
         text.out.startswith("accuracy ") and "true \\ predicted" in text.out and "bfloat16 on cpu" in text.out
@@ -120,6 +122,7 @@ def test_the_file_is_named_after_the_task_and_never_overwritten_silently(
         (("--method", "norm", "--sites", "blocks.0.attn.qkv"), "norm trains none of them"),
         (("--device", "wobble"), "is none of auto, cpu, cuda"),
         (("--dtype", "wobble"), "is none of auto, bfloat16"),
+        (("--dtype", "int8"), "is none of auto, bfloat16"),
         (("--warmup", "1e308"), "--warmup"),
     ],
 )

@@ -43,7 +43,7 @@ def test_the_second_start_finds_it_compiled(cache: Path, wanted: Wanted) -> None
 
 @pytest.mark.parametrize(
     "change",
-    [{"graph": "other"}, {"dtype": "bfloat16"}, {"threads": 2}, {"largest_piece": 8}],
+    [{"graph": "other"}, {"dtype": "bfloat16"}, {"dtype": "int8"}, {"threads": 2}, {"largest_piece": 8}],
     ids=str,
 )
 def test_a_wrong_guess_is_not_used(cache: Path, wanted: Wanted, change: dict[str, object]) -> None:

@@ -66,7 +66,7 @@ def test_unknown_variable_stops_the_start(monkeypatch: pytest.MonkeyPatch, name:
         ("MAX_BATCH", "0", "SSFSERVE_MAX_BATCH: .*greater than or equal to 1"),
         ("MAX_BODY_BYTES", "many", "SSFSERVE_MAX_BODY_BYTES: could not parse"),
         ("MAX_BODY_BYTES", "10", "SSFSERVE_MAX_BODY_BYTES: .*greater than or equal to 1024"),
-        ("DTYPE", "float64", "SSFSERVE_DTYPE: .*'float16', 'float32' or 'float8'"),
+        ("DTYPE", "float64", "SSFSERVE_DTYPE: .*'float16', 'float32', 'float8' or 'int8'"),
         ("BACKBONE_SOURCE", "ofline", "SSFSERVE_BACKBONE_SOURCE: is neither auto, hub, offline nor a file"),
         ("SEED_DIR", "/nowhere", "SSFSERVE_SEED_DIR: is not a directory"),
         ("MAX_PINNED", "64", "SSFSERVE_MAX_PINNED must be less than SSFSERVE_SLOTS"),
