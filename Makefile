@@ -30,6 +30,7 @@ check: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.tax
 	$(BIN)/python -m benchmarks.matrix $(if $(FULL),--full)
+	-$(BIN)/python -m benchmarks.int8 # needs OpenVINO
 	$(BIN)/python -m benchmarks.http
 	$(BIN)/python -m benchmarks.today
 	$(BIN)/python -m benchmarks.scale

@@ -166,9 +166,13 @@ def measure(backbone: Backbone, work: Work, batch: int, host: Host, plan: Plan) 
 
 
 class Kept:
-    """The rows on disk; those of this commit and host count as done, the others give way to them."""
+    """The rows on disk; those of this commit and host count as done, others of this dtype give way to them.
 
-    def __init__(self) -> None:
+    Rows in another dtype, which is to say of another host, stay.
+    """
+
+    def __init__(self, dtype: str) -> None:
+        self._dtype = dtype
         self._conditions = conditions()
         self.rows = load("matrix")
 
@@ -185,7 +189,9 @@ class Kept:
         PATH.write_text(json.dumps(self.rows, indent=1) + "\n")
 
     def _is(self, row: Row, model: str, batch: int) -> bool:
-        return bool(row["model"] == model and row["batch"] in {batch, 0})
+        if row["model"] != model or row.get("dtype", self._dtype) != self._dtype:
+            return False
+        return row["batch"] in {batch, 0}
 
     def _is_here(self, row: Row) -> bool:
         return all(row[key] == self._conditions[key] for key in ("commit", "host", "cores", "torch"))
@@ -236,7 +242,7 @@ def main() -> None:
         case_seconds=UNBOUNDED if full else arguments.case_seconds,
         until=time.monotonic() + (UNBOUNDED if full else arguments.minutes * 60),
     )
-    kept = Kept()
+    kept = Kept(dtype)
     for name in arguments.models:
         run_model(name, host, plan, kept)
     print(f"rows: {PATH}")

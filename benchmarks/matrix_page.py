@@ -23,7 +23,8 @@ class Case:
     def __init__(self, rows: list[Row]) -> None:
         self._rows = {(row["executor"], row["mix"]): row for row in rows}
         ours = [kind for kind, _ in self._rows if kind != "plain"]
-        self.model, self.batch, self.rounds = (rows[0][key] for key in ("model", "batch", "rounds"))
+        self.model, self.dtype, self.batch = (rows[0][key] for key in ("model", "dtype", "batch"))
+        self.rounds = rows[0]["rounds"]
         self.kind = ours[0]  # the server's default on this device
 
     def value(self, kind: str, mix: str, key: str) -> float | None:
@@ -48,6 +49,7 @@ class Case:
         mixes = {f"**{mix}**": self.value(self.kind, mix, "vs_plain_best") for mix in MIXES}
         return {
             "model": self.model,
+            "dtype": self.dtype,
             "batch": self.batch,
             "rounds": self.rounds,
             **plain,
@@ -60,10 +62,10 @@ class Case:
 
 def cases(rows: list[Row]) -> list[Case]:
     """Group the rows, in their order; models that do not run have none."""
-    grouped: dict[tuple[str, int], list[Row]] = {}
+    grouped: dict[tuple[str, str, int], list[Row]] = {}
     for row in rows:
         if "unsupported" not in row:
-            grouped.setdefault((row["model"], row["batch"]), []).append(row)
+            grouped.setdefault((row["model"], row["dtype"], row["batch"]), []).append(row)
     return [Case(group) for group in grouped.values()]
 
 
@@ -74,12 +76,14 @@ def unsupported(rows: list[Row]) -> list[str]:
 def charts(rows: list[Row]) -> dict[str, Chart]:
     """Return the charts by file name; one without points is left out."""
     found = cases(rows)
+    several = len({case.dtype for case in found}) > 1
 
     def over_batches(of: Callable[[Case], float | None]) -> dict[str, list[tuple[float, float]]]:
         lines: dict[str, list[tuple[float, float]]] = {}
         for case in found:
             if (value := of(case)) is not None:
-                lines.setdefault(case.model, []).append((case.batch, value))
+                name = f"{case.model}, {case.dtype}" if several else case.model
+                lines.setdefault(name, []).append((case.batch, value))
         return lines
 
     made = {

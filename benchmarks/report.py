@@ -36,9 +36,20 @@ the cost of reading other rows of the bank. The rows of the plain model are its 
 
 OpenVINO computes γ'·x + β' per image in a pass of its own, where the plain model adds a bias inside the product. In
 EfficientNet these passes go over wide, thin maps: what is left of the tax there ([ADR 3](adr/0003-openvino-in-pieces.md)).
-The faster a CPU multiplies, the more they weigh: these rows are of a CPU with AMX. On one with AVX-512 bf16 alone, an
-earlier version had 0.96 (ViT-S, 224 px), 0.95 (112 px) and 0.83 (EfficientNet-Lite0) of OpenVINO's best, and 0.99, 1.09 and
-1.22 of it as one request.
+The faster a CPU multiplies, the more they weigh: the rows in bfloat16 are of a CPU with AMX, those in float32 of one that
+has no bfloat16. On one with AVX-512 bf16 alone, an earlier version had 0.96 (ViT-S, 224 px), 0.95 (112 px) and 0.83
+(EfficientNet-Lite0) of OpenVINO's best, and 0.99, 1.09 and 1.22 of it as one request.
+"""
+INT8 = """
+## int8 on a CPU without bfloat16
+
+`python -m benchmarks.int8`: `SSFSERVE_DTYPE=int8` against what the server takes by itself on such a host. `÷ other` is against
+the same mixed batch of all-distinct tasks in fp32; `÷ PyTorch` and `÷ OpenVINO` against the best way found to run the plain
+model in fp32, which is what the tax is measured by. Why int8 works this way: [ADR 9](adr/0009-int8-as-it-comes.md).
+"""
+INT8_ACCURACY = """
+The demo tasks on every image of their second halves. *changed*: answers that differ from those in fp32. *probe*: how far the
+probe is off in units of its spread.
 """
 MATRIX = """
 ## Families, batches and mixes
@@ -123,6 +134,45 @@ def ran(rows: list[Row]) -> str:
     return show(rows)
 
 
+def by_dtype(rows: list[Row]) -> list[list[Row]]:
+    """Return the rows of each dtype, which are of different hosts."""
+    return [
+        [row for row in rows if row["dtype"] == dtype] for dtype in dict.fromkeys(r["dtype"] for r in rows)
+    ]
+
+
+def tax(rows: list[Row]) -> str:
+    return "".join(ran(part) + conditions(part) for part in by_dtype(rows))
+
+
+def int8(rows: list[Row]) -> str:
+    speed = columns(
+        model="model", pixels="pixels", batch="batch", tasks="tasks", dtype="dtype", over_other="vs_other",
+        over_PyTorch="vs_torch", over_OpenVINO="vs_openvino",
+    )  # fmt: skip
+    accuracy = columns(
+        task="task", images="images", dtype="dtype", top1="top1", changed="changed", probe="probe"
+    )
+    judged = [
+        row | {key: f"{row[key]:.4f}" for key in ("top1", "changed", "probe")}
+        for row in rows
+        if "top1" in row
+    ]
+    return speed([row for row in rows if "vs_other" in row]) + INT8_ACCURACY + accuracy(judged)
+
+
+def rates(rows: list[Row]) -> str:
+    """Say what the floor of a dtype's rows is made of, and how busy the host was."""
+    least_most = [
+        f"{f(row[key] for row in rows):.3g}" for key in ("tflop_per_s", "gb_per_s") for f in (min, max)
+    ]
+    loads = [row["load"] for row in rows]
+    return (
+        f"\n{rows[0]['dtype']}: load average {min(loads):.1f} to {max(loads):.1f}, the benchmark included; rates of the floor "
+        f"{least_most[0]} to {least_most[1]} TFLOP/s, {least_most[2]} to {least_most[3]} GB/s.\n{conditions(rows)}"
+    )
+
+
 def matrix(rows: list[Row]) -> str:
     lines = [case.cells() for case in cases(rows)]
     text = "".join(f"\n![{chart.title}](charts/{name}.svg)\n" for name, chart in charts(rows).items())
@@ -130,17 +180,7 @@ def matrix(rows: list[Row]) -> str:
         text += table(
             list(lines[0]), ([number("" if v is None else v) for v in line.values()] for line in lines)
         )
-        measured = [row for row in rows if "floor_ms" in row]
-        rates = [
-            f"{f([row[key] for row in measured]):.3g}"
-            for key in ("tflop_per_s", "gb_per_s")
-            for f in (min, max)
-        ]
-        loads = [row["load"] for row in measured]
-        text += (
-            f"\nLoad average while they ran, the benchmark included: {min(loads):.1f} to {max(loads):.1f}.\n"
-        )
-        text += f"\nRates of the floor: {rates[0]} to {rates[1]} TFLOP/s in {measured[0]['dtype']}, {rates[2]} to {rates[3]} GB/s.\n"
+    text += "".join(rates(part) for part in by_dtype([row for row in rows if "floor_ms" in row]))
     if missing := unsupported(rows):
         text += f"\nNot yet supported: {', '.join(missing)}.\n"
     return text
@@ -190,7 +230,8 @@ def drill(rows: list[Row]) -> str:
 
 
 SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
-    "tax": (TAX, ran),
+    "tax": (TAX, tax),
+    "int8": (INT8, int8),
     "matrix": (MATRIX, matrix),
     "today": (
         TODAY,
@@ -222,12 +263,15 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
 }
 
 
+SEVERAL_HOSTS = {"tax", "matrix"}  # they say the conditions of each
+
+
 def page() -> str:
     """Return the page of the benchmarks; one without rows is left out."""
     text = INTRO + (TRANSFER if load("transfer") else "")
     for name, (intro, make) in SECTIONS.items():
         if rows := load(name):
-            text += intro + make(rows) + conditions(rows)
+            text += intro + make(rows) + ("" if name in SEVERAL_HOSTS else conditions(rows))
     return text
 
 

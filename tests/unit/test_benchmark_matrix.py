@@ -37,7 +37,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def measure(backbone: object, work: Work, batch: int, host: Host, plan: Plan) -> list[dict[str, Any]]:
         batches.append(batch)
         return [{"bench": "matrix", "model": "tf_efficientnet_lite0", "batch": batch, "executor": "plain",
-                 "mix": "torch", "round_seconds": 0.5 * batch}]  # fmt: skip
+                 "mix": "torch", "dtype": host.dtype, "round_seconds": 0.5 * batch}]  # fmt: skip
 
     backbone = make_backbone("efficientnet")
     monkeypatch.setattr(matrix, "measure", measure)
@@ -67,19 +67,19 @@ def test_the_floor_is_the_slower_of_computing_and_moving() -> None:
 
 
 def test_a_matrix_that_was_cut_off_continues(measured: list[int], here: dict[str, Any]) -> None:
-    run_model("tf_efficientnet_lite0", HOST, PLAN, Kept())
+    run_model("tf_efficientnet_lite0", HOST, PLAN, Kept("float32"))
     assert measured == [1, 4]  # 64 images would take 160 s
-    run_model("tf_efficientnet_lite0", HOST, PLAN, Kept())
+    run_model("tf_efficientnet_lite0", HOST, PLAN, Kept("float32"))
     assert measured == [1, 4]
     here["commit"] = "def"
-    run_model("tf_efficientnet_lite0", HOST, PLAN, Kept())
+    run_model("tf_efficientnet_lite0", HOST, PLAN, Kept("float32"))
     assert measured == [1, 4, 1, 4]
-    assert [row["commit"] for row in Kept().rows] == ["def", "def"]
+    assert [row["commit"] for row in Kept("float32").rows] == ["def", "def"]
 
 
 def test_no_case_starts_after_the_time_is_over(measured: list[int]) -> None:
     over = Plan(PLAN.batches, PLAN.compiled, PLAN.case_seconds, until=0.0)
-    run_model("tf_efficientnet_lite0", HOST, over, Kept())
+    run_model("tf_efficientnet_lite0", HOST, over, Kept("float32"))
     assert measured == []
 
 
@@ -88,8 +88,8 @@ def test_a_model_of_no_family_is_listed_until_it_is_supported(
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(matrix, "load_backbone", load_backbone)
-        run_model("xcit_nano_12_p16_224", HOST, PLAN, Kept())
-    (row,) = Kept().rows
+        run_model("xcit_nano_12_p16_224", HOST, PLAN, Kept("float32"))
+    (row,) = Kept("float32").rows
     assert (row["model"], row["batch"]) == ("xcit_nano_12_p16_224", 0) and "no supported family" in row[
         "unsupported"
     ]
@@ -97,9 +97,19 @@ def test_a_model_of_no_family_is_listed_until_it_is_supported(
 
 
 def test_supporting_a_model_removes_its_line(here: dict[str, Any]) -> None:
-    Kept().put("m", 0, [{"model": "m", "batch": 0, "unsupported": "why"}])
-    Kept().put("m", 4, [{"model": "m", "batch": 4}])
-    assert [row["batch"] for row in Kept().rows] == [4]
+    Kept("float32").put("m", 0, [{"model": "m", "batch": 0, "unsupported": "why"}])
+    Kept("float32").put("m", 4, [{"model": "m", "batch": 4}])
+    assert [row["batch"] for row in Kept("float32").rows] == [4]
+
+
+def test_rows_in_another_dtype_stay(measured: list[int], here: dict[str, Any]) -> None:
+    for dtype in ("bfloat16", "float32"):
+        rows = [{"model": "m", "batch": 4, "dtype": dtype}]
+        Kept(dtype).put("m", 4, rows)
+        Kept(dtype).put("m", 4, rows)
+    kept = Kept("float32")
+    assert [row["dtype"] for row in kept.rows] == ["bfloat16", "float32"]
+    assert [row["dtype"] for row in kept.done("m", 4)] == ["float32"]
 
 
 def test_random_adapters_differ_and_fit_the_bank() -> None:

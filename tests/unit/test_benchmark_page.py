@@ -17,7 +17,8 @@ def row(batch: int, executor: str, mix: str, images_per_s: float) -> dict[str, A
     return {
         "model": "a<b", "batch": batch, "rounds": 3, "dtype": "bfloat16", "executor": executor, "mix": mix,
         "images_per_s": images_per_s, "vs_plain_best": images_per_s / 100, "vs_identical": 0.99,
-        "of_floor": 0.5, "floor_ms": 1.0, "tflop_per_s": 2.0, "gb_per_s": 3.0, "load": 1.0,
+        "of_floor": 0.5, "floor_ms": 1.0, "tflop_per_s": 2.0, "gb_per_s": 3.0, "load": 1.0, "host": "h",
+        "cores": 2, "torch": "t", "commit": "c", "date": "d",
     }  # fmt: skip
 
 
@@ -83,7 +84,7 @@ def test_a_chart_of_a_linear_axis_may_start_at_zero() -> None:
 def test_the_matrix_has_a_line_a_case_and_names_what_does_not_run() -> None:
     text = matrix(json.loads(json.dumps(ROWS)))
     lines = [line for line in text.splitlines() if line.startswith("| a<b")]
-    assert [line.split(" | ")[1] for line in lines] == ["1", "16"]
+    assert [line.split(" | ")[1:3] for line in lines] == [["bfloat16", "1"], ["bfloat16", "16"]]
     assert "1.20" in lines[1] and "Not yet supported: strange." in text
 
 
