@@ -87,6 +87,12 @@ def load(name: str) -> list[Row]:
     return rows
 
 
+def save_beside_other_dtypes(name: str, rows: list[Row]) -> Path:
+    """Write rows as `save` does; rows in another dtype, which is to say of another host, are kept."""
+    new = {row["dtype"] for row in rows}
+    return save(name, rows, beside=[row for row in load(name) if row["dtype"] not in new])
+
+
 def table(rows: list[Row], columns: list[str]) -> str:
     """Lay rows out as a Markdown table."""
     cells = [[_cell(row.get(column, "")) for column in columns] for row in rows]

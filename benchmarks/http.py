@@ -6,7 +6,7 @@ efficiency   HTTP images/s at saturation ÷ images/s of the same engine called i
 
 Starts a server of its own and sends it JPEG photographs for mixed tasks over keep-alive connections, in a
 closed loop; client and server share the host. The engine in this process and the server take turns, so that
-both see the same noise; the idle one waits.
+both see the same noise; the idle one waits. SSFSERVE_DTYPE=int8 measures in that; rows in another dtype are kept.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from adapters.probe import compute_probe
 from backbone.load import Backbone, load_backbone
 from backbone.preprocess import preprocess
 from backbone.tuned import TunedModel
-from benchmarks.common import Row, percentile, save, table
+from benchmarks.common import Row, percentile, save_beside_other_dtypes, table
 from benchmarks.load import Load, closed_loop, post
 from registry.models import Version
 from server.contracts import Job
@@ -242,7 +242,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = [asyncio.run(measure(pixels, arguments)) for pixels in arguments.pixels]
     print(table(rows, COLUMNS))
-    print(f"rows: {save('http', rows)}")
+    print(f"rows: {save_beside_other_dtypes('http', rows)}")
 
 
 if __name__ == "__main__":

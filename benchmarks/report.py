@@ -141,8 +141,9 @@ def by_dtype(rows: list[Row]) -> list[list[Row]]:
     ]
 
 
-def tax(rows: list[Row]) -> str:
-    return "".join(ran(part) + conditions(part) for part in by_dtype(rows))
+def each_dtype(show: Callable[[list[Row]], str]) -> Callable[[list[Row]], str]:
+    """Make a table for each dtype, with its conditions."""
+    return lambda rows: "".join(show(part) + conditions(part) for part in by_dtype(rows))
 
 
 def int8(rows: list[Row]) -> str:
@@ -230,7 +231,7 @@ def drill(rows: list[Row]) -> str:
 
 
 SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
-    "tax": (TAX, tax),
+    "tax": (TAX, each_dtype(ran)),
     "int8": (INT8, int8),
     "matrix": (MATRIX, matrix),
     "today": (
@@ -248,14 +249,17 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
     "scale": (SCALE, scale),
     "http": (
         HTTP,
-        columns(
-            model="model",
-            pixels="pixels",
-            connections="connections",
-            tasks="tasks",
-            HTTP_over_engine="efficiency",
-            mean_batch="mean_batch",
-            distinct_tasks_a_batch="mean_distinct_tasks",
+        each_dtype(
+            columns(
+                model="model",
+                pixels="pixels",
+                dtype="dtype",
+                connections="connections",
+                tasks="tasks",
+                HTTP_over_engine="efficiency",
+                mean_batch="mean_batch",
+                distinct_tasks_a_batch="mean_distinct_tasks",
+            )
         ),
     ),
     "decode": (DECODE, decode),
@@ -263,7 +267,7 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
 }
 
 
-SEVERAL_HOSTS = {"tax", "matrix"}  # they say the conditions of each
+SEVERAL_HOSTS = {"tax", "matrix", "http"}  # they say the conditions of each
 
 
 def page() -> str:

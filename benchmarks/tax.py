@@ -27,7 +27,7 @@ from backbone.executors.torch_executor import DTYPES
 from backbone.heads import Head
 from backbone.load import load_backbone
 from backbone.tuned import TunedModel
-from benchmarks.common import Row, interleave, load, paired_ratio, save, table
+from benchmarks.common import Row, interleave, paired_ratio, save_beside_other_dtypes, table
 from benchmarks.plain import CLASSES, Run, openvino_runs, torch_runs
 
 MODELS = {"vit_small_patch14_dinov2": (112, 224), "tf_efficientnet_lite0": (224,)}
@@ -141,8 +141,7 @@ def main() -> None:
         for row in measure(name, size, arguments.batch, arguments.rounds)
     ]
     print(table(rows, COLUMNS))
-    others = [row for row in load("tax") if row["dtype"] not in {new["dtype"] for new in rows}]
-    print(f"rows: {save('tax', rows, beside=others)}")
+    print(f"rows: {save_beside_other_dtypes('tax', rows)}")
 
 
 if __name__ == "__main__":
