@@ -1,12 +1,12 @@
 """HTTP images/s at saturation, its latencies, and serving efficiency on this host.
 
-    python -m benchmarks.http [--pixels 112 224] [--tasks 16] [--seconds 10] [--rounds 5]
+    python -m benchmarks.http [--pixels 112 224] [--tasks 16] [--seconds 10] [--rounds 5] [--dtype auto]
 
 efficiency   HTTP images/s at saturation ÷ images/s of the same engine called in-process on decoded images
 
 Starts a server of its own and sends it JPEG photographs for mixed tasks over keep-alive connections, in a
 closed loop; client and server share the host. The engine in this process and the server take turns, so that
-both see the same noise; the idle one waits. SSFSERVE_DTYPE=int8 measures in that; rows in another dtype are kept.
+both see the same noise; the idle one waits. Rows in another dtype are kept.
 """
 
 import argparse
@@ -161,7 +161,10 @@ def batch_counters(port: int) -> tuple[float, float, float]:
 
 async def measure(pixels: int, arguments: argparse.Namespace) -> Row:
     with tempfile.TemporaryDirectory() as directory:
-        common = {"BACKBONE": MODEL, "INPUT_SIZE": str(pixels), "DATA_DIR": directory, "LOG_LEVEL": "warning"}
+        common = {
+            "BACKBONE": MODEL, "INPUT_SIZE": str(pixels), "DTYPE": arguments.dtype, "DATA_DIR": directory,
+            "LOG_LEVEL": "warning",
+        }  # fmt: skip
         settings = with_threads(Settings.model_validate({k.lower(): v for k, v in common.items()}))
         device = BackboneDevice.open(settings)
         backbone = load_backbone(MODEL, input_size=pixels)
@@ -235,6 +238,7 @@ def version_of(task: str, data: bytes, device: BackboneDevice) -> Version:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--pixels", type=int, nargs="+", default=[112, 224])
+    parser.add_argument("--dtype", default="auto", help="as SSFSERVE_DTYPE")
     parser.add_argument("--tasks", type=int, default=16)
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=10)
