@@ -28,7 +28,7 @@ def in_int8(graph: openvino.Model) -> tuple[openvino.Model, Options]:
         DeviceUnavailable: If the graph has no linear layer, as most convolutional models.
     """
     quantised = graph.clone()
-    linears = [op for op in quantised.get_ordered_ops() if _is_linear(op, quantised)]
+    linears = [op for op in quantised.get_ordered_ops() if _is_linear(op)]
     if not linears:
         raise DeviceUnavailable("int8", "the model has no linear layers, and only they multiply in it")
     group = gcd(GROUP, *(_weight(op).shape[1] for op in linears))
@@ -37,15 +37,13 @@ def in_int8(graph: openvino.Model) -> tuple[openvino.Model, Options]:
     return quantised, {hint.dynamic_quantization_group_size: group}
 
 
-def _is_linear(op: openvino.Node, graph: openvino.Model) -> bool:
+def _is_linear(op: openvino.Node) -> bool:
     """Whether an op multiplies what is the image's by a frozen weight whose rows divide into groups."""
     if op.get_type_name() != "MatMul" or op.get_attributes()["transpose_a"]:
         return False
-    last = graph.get_results()[0].input_value(0).get_node()  # by the identity
-    frozen = op.input_value(1).get_node().get_type_name() == "Constant"
-    # Swin v2 computes its position bias from constants
-    of_images = op.get_output_partial_shape(0)[0].is_dynamic
-    if op.get_friendly_name() == last.get_friendly_name() or not (frozen and of_images):
+    if op.input_value(1).get_node().get_type_name() != "Constant":
+        return False
+    if op.get_output_partial_shape(0)[0].is_static:  # Swin v2 computes its position bias from constants
         return False
     return _weight(op).ndim == 2 and _weight(op).shape[1] % LEAST_GROUP == 0
 
