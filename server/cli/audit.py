@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from server.cli.opened import DataDir, RegistryUrl, with_registry
-from server.cli.options import DEFAULT_URL, AsJson, Key, Url, connect
+from server.cli.options import AsJson, Key, Url, connect
 from server.cli.output import show_json, show_table
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def audit(
     ] = False,
     registry: RegistryUrl = None,
     data_dir: DataDir = None,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:

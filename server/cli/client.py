@@ -8,7 +8,6 @@ import typer
 
 from server.cli.options import (
     DEFAULT_ALIAS,
-    DEFAULT_URL,
     Alias,
     AsJson,
     Key,
@@ -36,7 +35,7 @@ def push(
     file: AdapterFile,
     task: Annotated[str, typer.Option(help="The task that gets the new version.", show_default=False)],
     promote: Annotated[bool, typer.Option("--promote", help="Serve it at once.")] = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
@@ -70,7 +69,7 @@ def _refuse_models(content: bytes) -> None:
 @app.command()
 def tasks(
     task: Annotated[str | None, typer.Argument(metavar="[TASK]", help="Show one task's versions.")] = None,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
@@ -98,7 +97,7 @@ def promote(
         int | None, typer.Option(min=1, help="Move it only if it names this version now.")
     ] = None,
     wait: Wait = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
@@ -113,7 +112,7 @@ def rollback(
     task: TaskName,
     alias: Alias = DEFAULT_ALIAS,
     wait: Wait = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:
@@ -127,7 +126,7 @@ def delete(
     task: TaskName,
     version: Annotated[int | None, typer.Argument(metavar="[VERSION]", min=1)] = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     key: Key = None,
 ) -> None:
     """Delete a version, or a task with all its versions."""

@@ -7,10 +7,16 @@ import typer
 if TYPE_CHECKING:
     from server.http_client import Client
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_ALIAS = "production"  # registry.models.PRODUCTION; importing that costs 0.2 s
 
-Url = Annotated[str, typer.Option(envvar="SSFSERVE_URL", help="Where the server listens.")]
+Url = Annotated[
+    str | None,
+    typer.Option(
+        envvar="SSFSERVE_URL",
+        help="Where the server listens; else this machine, at SSFSERVE_PORT.",
+        show_default=False,
+    ),
+]
 Key = Annotated[
     str | None,
     typer.Option(envvar="SSFSERVE_KEY", help="API key; none is needed on loopback.", show_default=False),
@@ -21,8 +27,9 @@ TaskName = Annotated[str, typer.Argument(metavar="TASK", help="Name of the task.
 VersionNumber = Annotated[int, typer.Argument(metavar="VERSION", min=1, show_default=False)]
 
 
-def connect(url: str, key: str | None) -> "Client":
-    """Return a client; use it as a context manager."""
+def connect(url: str | None, key: str | None) -> "Client":
+    """Return a client; use it as a context manager. Without a URL it asks the server on this machine."""
     from server.http_client import Client  # httpx costs 0.2 s: not for `--help`
+    from server.settings import Settings
 
-    return Client(url, key)
+    return Client(url or f"http://127.0.0.1:{Settings.load().port}", key)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from server.cli.options import DEFAULT_URL, AsJson, Key, TaskName, Url, connect
+from server.cli.options import AsJson, Key, TaskName, Url, connect
 from server.cli.output import show_json, show_table, warn
 
 CONCURRENT = 16  # enough to fill a batch
@@ -27,7 +27,7 @@ def predict(
     top_k: Annotated[int, typer.Option(min=1, help="Classes per image, most probable first.")] = 1,
     version: Annotated[int | None, typer.Option(min=1, help="A version; else what the alias names.")] = None,
     alias: Annotated[str | None, typer.Option(help="An alias other than production.")] = None,
-    url: Url = DEFAULT_URL,
+    url: Url = None,
     key: Key = None,
     as_json: AsJson = False,
 ) -> None:

@@ -24,6 +24,7 @@ from typer.core import TyperGroup
 from adapters.header import OTHER_KEYS
 from registry.embedded import EmbeddedRegistry
 from registry.models import PRODUCTION
+from server import http_client
 from server.cli import VERBS, build, main
 from server.cli.options import DEFAULT_ALIAS
 from server.cli.output import printable, show_table
@@ -312,6 +313,18 @@ def test_url_and_key_come_from_the_environment_too(
     monkeypatch.setenv("SSFSERVE_KEY", "secret")
     assert run("tasks").code == 0
     assert run("tasks", "--key", "wrong").code == 1
+
+
+@pytest.mark.parametrize("port", [None, "", "served"])
+def test_without_a_url_the_port_of_the_settings_is_asked(
+    port: str | None, run: Run, served: ServedWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(http_client, "Client", lambda url, _key: asked.append(url) or Client(served.url))
+    if port is not None:
+        monkeypatch.setenv("SSFSERVE_PORT", port and served.url.rsplit(":")[-1])
+    assert run("tasks").code == 0
+    assert asked == [served.url if port else "http://127.0.0.1:8000"]
 
 
 def test_keys_are_made_listed_and_deleted(run: Run, tmp_path: Path) -> None:
