@@ -71,6 +71,7 @@ ANSWERS: Mapping[type[Exception], Answer] = {
     server.AdapterUnavailable: Answer(
         503, "adapter_unavailable", "the adapter cannot be loaded now; retry", retry=True
     ),
+    server.AdapterMisfit: Answer(409, "adapter_misfit"),
     server.PinLimit: Answer(409, "pin_limit"),
     server.EngineBroken: Answer(500, "engine_broken", "the engine cannot answer"),
     server.OutputInvalid: Answer(500, "output_invalid", "the adapter gave logits that are not finite"),

@@ -9,6 +9,7 @@ ServerError
 ├── Draining              the replica is shutting down
 ├── NotReady              the replica is still starting
 ├── AdapterUnavailable    the adapter of a known version cannot be loaded now
+│   └── AdapterMisfit     it never will be: it was made for another backbone or input than this server runs
 ├── PinLimit              no more adapters may be pinned
 ├── EngineBroken          the engine can no longer answer
 ├── OutputInvalid         an adapter gave logits that are not finite
@@ -95,6 +96,11 @@ class AdapterUnavailable(ServerError):
 
     def __str__(self) -> str:
         return f"version {self.version} of task `{self.task}` cannot be loaded: {self.detail}"
+
+
+class AdapterMisfit(AdapterUnavailable):
+    def __str__(self) -> str:
+        return f"version {self.version} of task `{self.task}`: {self.detail}"
 
 
 class PinLimit(ServerError):

@@ -7,6 +7,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from adapters.errors import AdapterIncompatible
 from registry.errors import (
     AliasNotFound,
     RegistryUnavailable,
@@ -15,6 +16,7 @@ from registry.errors import (
 )
 from server.answers import problem
 from server.errors import (
+    AdapterMisfit,
     AdapterUnavailable,
     BatchTooLarge,
     BodyTooLarge,
@@ -62,7 +64,11 @@ IMAGE = (
     ImageTooLarge("90000x90000 pixels, at most 64000000"),
     ImageTypeUnsupported("text/html"),
 )
-LOAD = (AdapterUnavailable("pets", 2, ""), Draining())
+LOAD = (
+    AdapterUnavailable("pets", 2, ""),
+    AdapterMisfit("pets", 2, str(AdapterIncompatible("fingerprint", "1f0c…", "9a41…"))),
+    Draining(),
+)
 LIMITS = (RateLimited("key", "ci", 50, 1), ConcurrencyLimited("task", "pets", 8))
 COMPUTE = (
     *LOAD,

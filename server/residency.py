@@ -7,11 +7,11 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from adapters.errors import AdapterError
+from adapters.errors import AdapterError, AdapterIncompatible
 from registry.errors import RegistryError
 from registry.models import Version
 from server.contracts import AdapterState, Device, FoldedAdapter, Tier
-from server.errors import AdapterUnavailable, PinLimit
+from server.errors import AdapterMisfit, AdapterUnavailable, PinLimit
 from server.events import Dropped, EngineEvents
 from server.fairness import FairSemaphore
 from server.jobs import JobQueue
@@ -25,8 +25,11 @@ REMEMBERED = 10_000  # adapters whose last use is known
 
 
 class _Failure(NamedTuple):
-    until: float
     detail: str
+    kind: type[AdapterUnavailable] = AdapterUnavailable
+
+    def of(self, version: Version) -> AdapterUnavailable:
+        return self.kind(version.task, version.version, self.detail)
 
 
 class _Claim(NamedTuple):
@@ -71,10 +74,10 @@ class Residency:
         self.pin_limit = min(limits.max_pinned, device.info.slots - 1)
         self._near = FairSemaphore(limits.max_loads)
         self._far = FairSemaphore(limits.max_loads)
-        self._loads: dict[str, asyncio.Task[str | None]] = {}
+        self._loads: dict[str, asyncio.Task[_Failure | None]] = {}
         self._claims: deque[_Claim] = deque()
         self._callers: Counter[str] = Counter()
-        self._failures: dict[str, _Failure] = {}
+        self._failures: dict[str, tuple[float, _Failure]] = {}  # and until when they stand
         self._forgotten: set[str] = set()
         self._last_used: OrderedDict[str, float] = OrderedDict()
 
@@ -87,7 +90,7 @@ class Residency:
         """Note that a job needs an adapter; return True if it is on the device, else start to load it.
 
         Raises:
-            AdapterUnavailable: If loading it has just failed.
+            AdapterUnavailable: If loading it has just failed; AdapterMisfit if it is not for this server.
         """
         hit = self.slots.find(version.digest) is not None
         self._events.looked_up(Tier.DEVICE, hit)
@@ -108,7 +111,7 @@ class Residency:
             while self.slots.find(digest) is None:
                 failure = await asyncio.shield(self._start(version))
                 if failure is not None:
-                    raise AdapterUnavailable(version.task, version.version, failure)
+                    raise failure.of(version)
         finally:
             self._callers -= Counter((digest,))
             self.unwanted(digest)
@@ -187,7 +190,7 @@ class Residency:
             load.cancel()
         await asyncio.gather(*loads, return_exceptions=True)
 
-    def _start(self, version: Version) -> asyncio.Task[str | None]:
+    def _start(self, version: Version) -> asyncio.Task[_Failure | None]:
         load = self._loads.get(version.digest)
         if load is None:
             self._refuse_failed(version)
@@ -196,32 +199,35 @@ class Residency:
         return load
 
     def _refuse_failed(self, version: Version) -> None:
-        failure = self._failures.get(version.digest)
-        if failure is not None and self._clock() < failure.until:
-            raise AdapterUnavailable(version.task, version.version, failure.detail)
+        until, failure = self._failures.get(version.digest, (0.0, None))
+        if failure is not None and self._clock() < until:
+            raise failure.of(version)
 
-    async def _load(self, version: Version) -> str | None:
+    async def _load(self, version: Version) -> _Failure | None:
         try:
             return await self._attempt(version)
         finally:
             # not in a callback: who waits must never find a load that is over
             self._ended(version.digest)
 
-    async def _attempt(self, version: Version) -> str | None:
+    async def _attempt(self, version: Version) -> _Failure | None:
         """Return why the load failed; None if it did not, or if nobody wants the adapter any more."""
         try:
             await self._bring(version)
+        except AdapterIncompatible as error:
+            failure = _Failure(str(error), AdapterMisfit)
         except (RegistryError, AdapterError) as error:
-            detail = str(error)
+            failure = _Failure(str(error))
         except TimeoutError:
-            detail = f"the registry did not hand it over in {self._limits.fetch_seconds:.0f} s"
+            seconds = self._limits.fetch_seconds
+            failure = _Failure(f"the registry did not hand it over in {seconds:.0f} s")
         except Exception:
             logger.exception("loading version %d of task %s failed", version.version, version.task)
-            detail = "loading it failed"
+            failure = _Failure("loading it failed")
         else:
             return None
-        self._fail(version.digest, detail)
-        return detail
+        self._fail(version.digest, failure)
+        return failure
 
     async def _bring(self, version: Version) -> None:
         started, digest = self._clock(), version.digest
@@ -275,21 +281,20 @@ class Residency:
         try:
             self._start(self._queue.version_of(digest))
         except AdapterUnavailable as error:
-            self._drop_jobs(digest, error.detail)
+            self._drop_jobs(digest, _Failure(error.detail, type(error)))
 
-    def _fail(self, digest: str, detail: str) -> None:
+    def _fail(self, digest: str, failure: _Failure) -> None:
         """Fail the jobs that wait for an adapter, and for a short while those to come."""
         now = self._clock()
-        self._failures = {key: failure for key, failure in self._failures.items() if failure.until > now}
-        self._failures[digest] = _Failure(now + self._limits.retry_seconds, detail)
+        self._failures = {key: kept for key, kept in self._failures.items() if kept[0] > now}
+        self._failures[digest] = (now + self._limits.retry_seconds, failure)
         self._events.load_failed()
-        self._drop_jobs(digest, detail)
+        self._drop_jobs(digest, failure)
 
-    def _drop_jobs(self, digest: str, detail: str) -> None:
+    def _drop_jobs(self, digest: str, failure: _Failure) -> None:
         for ticket in self._queue.remove_all(digest):
             self._events.dropped(Dropped.ADAPTER_UNAVAILABLE)
-            version = ticket.job.version
-            ticket.fail(AdapterUnavailable(version.task, version.version, detail))
+            ticket.fail(failure.of(ticket.job.version))
 
     def _is_awaited(self, digest: str) -> bool:
         return self._queue.wants(digest) or digest in self._callers

@@ -40,6 +40,7 @@ EXAMPLES: list[Exception] = [
     server.NotReady(),
     server.NotConfirmed(("secret",)),
     server.AdapterUnavailable("pets", 1, "secret"),
+    server.AdapterMisfit("pets", 1, "height is 112, expected 224"),
     server.PinLimit(3),
     server.EngineBroken("secret"),
     server.OutputInvalid("secret", 1),
@@ -59,13 +60,13 @@ EXAMPLES: list[Exception] = [
 ]
 
 
-def leaves(cls: type[Exception]) -> set[type[Exception]]:
-    """Return the classes of the project below `cls` that have nothing below them."""
-    return {leaf for sub in cls.__subclasses__() for leaf in leaves(sub) or {sub}}
+def below(cls: type[Exception]) -> set[type[Exception]]:
+    """Return the classes of the project below `cls`."""
+    return {found for sub in cls.__subclasses__() for found in {sub} | below(sub)}
 
 
 def test_every_error_has_an_answer_and_an_example() -> None:
-    raised = {leaf for root in ROOTS for leaf in leaves(root) if not leaf.__module__.startswith("tests")}
+    raised = {found for root in ROOTS for found in below(root) if not found.__module__.startswith("tests")}
     assert raised == set(ANSWERS) == {type(error) for error in EXAMPLES}
 
 

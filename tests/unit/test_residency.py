@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from registry.errors import BlobNotFound, RegistryUnavailable
 from registry.models import Version
 from server.contracts import AdapterState, Tier
-from server.errors import AdapterUnavailable, PinLimit
+from server.errors import AdapterMisfit, AdapterUnavailable, PinLimit
 from server.events import Dropped, Refused
 from server.limits import EngineLimits
 from tests.builders import make_manifest
@@ -140,13 +140,15 @@ async def test_a_failed_load_fails_only_its_own_jobs_and_recovers(error: Excepti
         assert_answers(await b.ask(bad), bad, IMAGE)
 
 
-async def test_an_adapter_for_another_backbone_is_unavailable() -> None:
-    async with bench() as b:
+async def test_an_adapter_for_another_backbone_is_told_from_one_to_wait_for() -> None:
+    async with bench(clock=FakeClock()) as b:
         data = make_adapter_file(manifest=make_manifest(fingerprint="0" * 64))
         version = b.blobs.add()
         b.blobs.data[version.digest] = data
-        with pytest.raises(AdapterUnavailable, match="does not fit this backbone"):
-            await b.ask(version)
+        for ask in (b.ask, b.ask, b.engine.prefetch, b.engine.pin):  # the first loads, the others are told
+            with pytest.raises(AdapterMisfit, match="does not fit this backbone"):
+                await ask(version)
+        assert b.blobs.fetched[version.digest] == 1
 
 
 async def test_a_copy_that_fails_costs_no_slot() -> None:

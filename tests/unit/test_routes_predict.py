@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from server.answering import best, softmax
-from server.errors import AdapterUnavailable, DeadlineExceeded, Draining, EngineBroken, QueueFull
+from server.errors import (
+    AdapterMisfit,
+    AdapterUnavailable,
+    DeadlineExceeded,
+    Draining,
+    EngineBroken,
+    QueueFull,
+)
 from server.schemas import Predictions
 from tests.fakes import fake_logits
 from tests.unit.app_parts import JPEG, World, pixels, running
@@ -190,6 +197,7 @@ async def test_an_impossible_task_name_is_not_valid(world: World) -> None:
         (DeadlineExceeded(), 504, None),
         (Draining(), 503, "1"),
         (AdapterUnavailable("pets", 1, "secret"), 503, "1"),
+        (AdapterMisfit("pets", 1, "height is 112, expected 224"), 409, None),
         (EngineBroken("secret"), 500, None),
         (RuntimeError("secret"), 500, None),
     ],
