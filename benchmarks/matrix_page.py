@@ -74,33 +74,38 @@ def unsupported(rows: list[Row]) -> list[str]:
 
 
 def charts(rows: list[Row]) -> dict[str, Chart]:
-    """Return the charts by file name; one without points is left out."""
-    found = cases(rows)
-    several = len({case.dtype for case in found}) > 1
+    """Return the charts by file name, a set for each dtype that has cases of more than one batch."""
+    made: dict[str, Chart] = {}
+    for dtype in dict.fromkeys(case.dtype for case in cases(rows)):
+        found = [case for case in cases(rows) if case.dtype == dtype]
+        if len({case.batch for case in found}) > 1:
+            made |= {f"{name}-{dtype}": chart for name, chart in _charts(found, dtype).items()}
+    return made
 
+
+def _charts(found: list[Case], dtype: str) -> dict[str, Chart]:
     def over_batches(of: Callable[[Case], float | None]) -> dict[str, list[tuple[float, float]]]:
         lines: dict[str, list[tuple[float, float]]] = {}
         for case in found:
             if (value := of(case)) is not None:
-                name = f"{case.model}, {case.dtype}" if several else case.model
-                lines.setdefault(name, []).append((case.batch, value))
+                lines.setdefault(case.model, []).append((case.batch, value))
         return lines
 
     made = {
         "tax": Chart(
-            "All-distinct tasks against the fastest plain model",
+            f"All-distinct tasks against the fastest plain model, {dtype}",
             "images/s ÷ plain",
             over_batches(lambda case: case.tax),
             level=1.0,
         ),
         "flatness": Chart(
-            "All-distinct tasks against one task",
+            f"All-distinct tasks against one task, {dtype}",
             "images/s ÷ identical",
             over_batches(lambda case: case.flatness),
             level=1.0,
         ),
         "floor": Chart(
-            "Share of the floor that all-distinct tasks reach",
+            f"Share of the floor that all-distinct tasks reach, {dtype}",
             "floor ÷ time",
             over_batches(lambda case: case.of_floor),
         ),
