@@ -88,7 +88,7 @@ def load(name: str) -> list[Row]:
 
 
 def save_beside_other_dtypes(name: str, rows: list[Row]) -> Path:
-    """Write rows as `save` does; rows in another dtype, which is to say of another host, are kept."""
+    """Write rows as `save` does; rows in another dtype, of this host or another, are kept."""
     new = {row["dtype"] for row in rows}
     return save(name, rows, beside=[row for row in load(name) if row["dtype"] not in new])
 

@@ -168,7 +168,7 @@ def measure(backbone: Backbone, work: Work, batch: int, host: Host, plan: Plan) 
 class Kept:
     """The rows on disk; those of this commit and host count as done, others of this dtype give way to them.
 
-    Rows in another dtype, which is to say of another host, stay.
+    Rows in another dtype, of this host or another, stay.
     """
 
     def __init__(self, dtype: str) -> None:

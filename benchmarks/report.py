@@ -41,11 +41,11 @@ has no bfloat16. On one with AVX-512 bf16 alone, an earlier version had 0.96 (Vi
 (EfficientNet-Lite0) of OpenVINO's best, and 0.99, 1.09 and 1.22 of it as one request.
 """
 INT8 = """
-## int8 on a CPU without bfloat16
+## int8 on a CPU
 
-`python -m benchmarks.int8`: `SSFSERVE_DTYPE=int8` against what the server takes by itself on such a host. `÷ other` is against
-the same mixed batch of all-distinct tasks in fp32; `÷ PyTorch` and `÷ OpenVINO` against the best way found to run the plain
-model in fp32, which is what the tax is measured by. Why int8 works this way: [ADR 9](adr/0009-int8-as-it-comes.md).
+`python -m benchmarks.int8`: `SSFSERVE_DTYPE=int8` against the dtype that the server takes by itself on the same host, the first of
+each two rows. `÷ other` is against the same mixed batch of all-distinct tasks in that dtype; `÷ PyTorch` and `÷ OpenVINO`
+against the best way found to run the plain model in that dtype, which is what the tax is measured by. Why int8 works this way: [ADR 9](adr/0009-int8-as-it-comes.md).
 """
 INT8_ACCURACY = """
 The demo tasks on every image of their second halves. *changed*: answers that differ from those in fp32. *probe*: how far the
@@ -135,7 +135,7 @@ def ran(rows: list[Row]) -> str:
 
 
 def by_dtype(rows: list[Row]) -> list[list[Row]]:
-    """Return the rows of each dtype, which are of different hosts."""
+    """Return the rows of each dtype, which may be of different hosts."""
     return [
         [row for row in rows if row["dtype"] == dtype] for dtype in dict.fromkeys(r["dtype"] for r in rows)
     ]

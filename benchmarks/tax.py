@@ -9,7 +9,7 @@ flatness  images/s with all-distinct tasks ÷ all-identical
 The plain model is given normalised images; ours starts from uint8 and includes normalising, gathering the
 rows and the ragged heads. As on a busy server, there always is a next batch: a turn is a few of them, and
 what can take one in while it computes does. Contenders run in turn; ratios are medians over rounds. Rows in
-another dtype, which is to say of another host, are kept.
+another dtype, of this host or another, are kept.
 """
 
 import argparse

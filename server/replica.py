@@ -38,6 +38,7 @@ from server.settings import Settings
 if TYPE_CHECKING:  # OpenVINO may not be installed
     from backbone.executors.openvino_ahead import Ahead
 
+WARM_UP_TRIES = 32  # tasks
 PATIENCE_SECONDS = 60.0  # for a registry that is away while a replica starts
 
 logger = logging.getLogger(__name__)
@@ -225,8 +226,8 @@ async def _until_it_answers(registry: Registry, poll_seconds: float) -> None:
 
 
 async def _warm_up(engine: LocalEngine, registry: Registry, catalog: Catalog) -> None:
-    """Run a forward before the first request has to, by checking one registered adapter's probe."""
-    page = catalog.tasks(after=None, limit=1, allowed=lambda _: True)
+    """Run a forward before the first request has to, by checking the probe of the first adapter that fits."""
+    page = catalog.tasks(after=None, limit=WARM_UP_TRIES, allowed=lambda _: True)
     for task in page.items:
         if PRODUCTION not in task.aliases:
             continue
@@ -235,3 +236,5 @@ async def _warm_up(engine: LocalEngine, registry: Registry, catalog: Catalog) ->
             await engine.validate(await registry.fetch(version.digest), new=False)
         except (AdapterError, RegistryError) as error:
             logger.warning("task %s cannot be served: %s", task.task, error)
+        else:
+            return

@@ -22,6 +22,7 @@ from server.sources import Sources
 logger = logging.getLogger(__name__)
 
 REMEMBERED = 10_000  # adapters whose last use is known
+MISFIT_SECONDS = 300.0  # for which a misfit is remembered: nothing but another start mends it
 
 
 class _Failure(NamedTuple):
@@ -226,7 +227,7 @@ class Residency:
             failure = _Failure("loading it failed")
         else:
             return None
-        self._fail(version.digest, failure)
+        self._fail(version, failure)
         return failure
 
     async def _bring(self, version: Version) -> None:
@@ -283,11 +284,15 @@ class Residency:
         except AdapterUnavailable as error:
             self._drop_jobs(digest, _Failure(error.detail, type(error)))
 
-    def _fail(self, digest: str, failure: _Failure) -> None:
-        """Fail the jobs that wait for an adapter, and for a short while those to come."""
-        now = self._clock()
+    def _fail(self, version: Version, failure: _Failure) -> None:
+        """Fail the jobs that wait for an adapter, and for a while those to come."""
+        now, digest = self._clock(), version.digest
+        logger.warning(
+            "version %d of task %s (%s): %s", version.version, version.task, digest, failure.detail
+        )
+        seconds = MISFIT_SECONDS if failure.kind is AdapterMisfit else self._limits.retry_seconds
         self._failures = {key: kept for key, kept in self._failures.items() if kept[0] > now}
-        self._failures[digest] = (now + self._limits.retry_seconds, failure)
+        self._failures[digest] = (now + seconds, failure)
         self._events.load_failed()
         self._drop_jobs(digest, failure)
 

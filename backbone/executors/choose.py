@@ -62,7 +62,7 @@ def open_executor(
         return _open_cuda(backbone, device=device, dtype=dtype, slots=slots, limits=limits or CudaLimits())
     if dtype == "float8":
         raise DeviceUnavailable("float8", obstacle or "only the cuda executor computes in it")
-    if name == "auto" and device.startswith("cuda"):
+    if name == "auto" and device.startswith("cuda") and dtype != "int8":
         logger.warning("the cuda executor is out of the question: %s; torch runs the GPU", obstacle)
     obstacle = _openvino_obstacle(device, dtype)
     if name == "openvino" and obstacle:
@@ -111,6 +111,11 @@ def cpu_has_bfloat16() -> bool:
     return any(getattr(torch.cpu, probe, bool)() for probe in probes)
 
 
+def cpu_has_vnni() -> bool:
+    """Whether the CPU multiplies int8 itself."""
+    return bool(getattr(torch.cpu, "_is_vnni_supported", bool)())
+
+
 def _cuda_obstacle(device: str, dtype: str) -> str:
     """Return why the cuda executor is out of the question, or nothing."""
     if not device.startswith("cuda"):
@@ -155,5 +160,7 @@ def _open_openvino(
     from backbone.executors.openvino_executor import OpenVinoExecutor
 
     if dtype == "int8" and cpu_has_bfloat16():
-        logger.warning("int8 is for CPUs without bfloat16; this one has it, and was faster in it")
+        logger.warning("int8 is for CPUs without bfloat16; this one has it, and bfloat16 is likely faster")
+    elif dtype == "int8" and not cpu_has_vnni():
+        logger.warning("this CPU has no AVX-512 VNNI, without which int8 was never measured")
     return OpenVinoExecutor(backbone, dtype=dtype, slots=slots, threads=threads, cache=cache, ahead=ahead)

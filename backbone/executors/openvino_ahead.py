@@ -61,5 +61,6 @@ class Ahead:
     def _remember(self, wanted: Wanted) -> None:
         fresh = self._note.with_suffix(f".{secrets.token_hex(4)}")
         with contextlib.suppress(OSError):  # the next start is slower, nothing more
+            self._cache.mkdir(parents=True, exist_ok=True)
             fresh.write_text(json.dumps(asdict(wanted)), encoding="utf-8")
             fresh.replace(self._note)

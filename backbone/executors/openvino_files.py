@@ -11,7 +11,7 @@ from backbone.executors.quiet_openvino import hint, inference_num_threads, num_s
 
 MAX_STREAMS = 4  # so that a batch of 16 gives each a piece of 4
 FILE, SUMS = "graph.xml", "sha256"
-# of what is between the products, for int8
+# with int8, of all but its products
 _TYPES = {"float32": openvino.Type.f32, "bfloat16": openvino.Type.bf16, "int8": openvino.Type.f32}
 
 Compiled = dict[int, openvino.CompiledModel]  # by images

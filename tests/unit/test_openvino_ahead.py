@@ -51,6 +51,11 @@ def test_a_wrong_guess_is_not_used(cache: Path, wanted: Wanted, change: dict[str
     assert Ahead(cache, "settings").take(replace(wanted, **change)) is None  # type: ignore[arg-type]
 
 
+def test_a_first_start_is_remembered(tmp_path: Path, wanted: Wanted) -> None:
+    Ahead(tmp_path / "new/graphs", "settings").take(wanted)  # whose directory is made later
+    assert list(tmp_path.glob("new/graphs/last-*.json"))
+
+
 def test_other_settings_have_their_own_guess(cache: Path, wanted: Wanted) -> None:
     Ahead(cache, "settings").take(wanted)
     assert Ahead(cache, "others").take(wanted) is None

@@ -171,11 +171,39 @@ def test_int8_is_refused_where_there_is_none(
         open_executor(make_backbone(kind), dtype="int8", slots=1, threads=1, cache=graphs, **where)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("native", [True, False])
-def test_a_cpu_with_bfloat16_is_told_that_it_is_faster_in_it(
-    native: bool, graphs: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("bfloat16", "vnni", "told"),
+    [(True, True, "CPUs without bfloat16"), (False, False, "no AVX-512 VNNI"), (False, True, "")],
+)
+def test_a_cpu_that_int8_is_not_for_is_told(
+    bfloat16: bool,
+    vnni: bool,
+    told: str,
+    graphs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(choose, "cpu_has_bfloat16", lambda: native)
+    monkeypatch.setattr(choose, "cpu_has_bfloat16", lambda: bfloat16)
+    monkeypatch.setattr(choose, "cpu_has_vnni", lambda: vnni)
     with caplog.at_level(logging.WARNING):
         open_executor(make_backbone("vit"), device="cpu", dtype="int8", slots=1, threads=1, cache=graphs)
-    assert ("CPUs without bfloat16" in caplog.text) is native
+    assert told in caplog.text and bool(told) is bool(caplog.text)
+
+
+@pytest.mark.parametrize(("width", "group"), [(128, 64), (96, 32)])
+@pytest.mark.parametrize("transposed", [True, False])
+def test_groups_divide_the_width_however_a_weight_lies(width: int, group: int, transposed: bool) -> None:
+    ops, rng = openvino.opset13, np.random.default_rng(0)
+    weight = rng.standard_normal((5, width), np.float32)
+    tokens = ops.parameter([-1, 3, width], np.float32)
+    laid = np.ascontiguousarray(weight if transposed else weight.T)
+    product = ops.matmul(tokens, ops.constant(laid), transpose_a=False, transpose_b=transposed)
+    narrow = ops.matmul(
+        product, ops.constant(np.eye(5, dtype=np.float32)), transpose_a=False, transpose_b=False
+    )
+    graph, how = in_int8(openvino.Model([narrow], [tokens], "small"))
+    assert list(how.values()) == [group]
+    compiled = openvino.Core().compile_model(at_batch(graph, 2), "CPU", options("int8", 1, 1) | how)
+    given = rng.standard_normal((2, 3, width), np.float32)
+    difference = compiled([given])[0] - given @ weight.T
+    assert 0 < np.abs(difference).max() < 0.02 * np.abs(given @ weight.T).max()

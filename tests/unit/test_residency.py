@@ -140,15 +140,21 @@ async def test_a_failed_load_fails_only_its_own_jobs_and_recovers(error: Excepti
         assert_answers(await b.ask(bad), bad, IMAGE)
 
 
-async def test_an_adapter_for_another_backbone_is_told_from_one_to_wait_for() -> None:
-    async with bench(clock=FakeClock()) as b:
+async def test_an_adapter_for_another_backbone_is_told_from_one_to_wait_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = FakeClock()
+    async with bench(clock=clock) as b:
         data = make_adapter_file(manifest=make_manifest(fingerprint="0" * 64))
         version = b.blobs.add()
         b.blobs.data[version.digest] = data
         for ask in (b.ask, b.ask, b.engine.prefetch, b.engine.pin):  # the first loads, the others are told
             with pytest.raises(AdapterMisfit, match="does not fit this backbone"):
                 await ask(version)
+            clock.advance(10)
         assert b.blobs.fetched[version.digest] == 1
+        (line,) = [record.getMessage() for record in caplog.records]
+        assert version.digest in line and "does not fit this backbone" in line
 
 
 async def test_a_copy_that_fails_costs_no_slot() -> None:
