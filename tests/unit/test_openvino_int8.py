@@ -69,14 +69,15 @@ def off(executor: Executor, adapter: Adapter) -> float:
     arrays(
         np.float32,
         st.tuples(st.integers(1, 4), st.integers(1, 8)),
-        elements=st.floats(np.float32(-1e3), np.float32(1e3), width=32, allow_subnormal=False),
+        elements=st.floats(np.float32(-1e3), np.float32(1e3), width=32),
     )
 )
 def test_a_rounded_weight_is_within_half_a_step_of_its_row(weight: NDArray[np.float32]) -> None:
     rounded, scale = round_rows(weight)
     assert rounded.dtype == np.int8 and scale.shape == (len(weight), 1)
     largest = np.abs(weight).max(axis=1, keepdims=True)
-    assert (np.abs(rounded * scale - weight) <= 0.5001 * largest / 127).all()
+    # rows below 127 times the least normal number are as good as 0, and become it
+    assert (np.abs(rounded * scale - weight) <= np.maximum(0.5001 * largest / 127, 2e-36)).all()
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
