@@ -26,7 +26,7 @@ def ready(settings: Settings, report: Mapping[str, Any]) -> str:
             f"ready      {address(settings)}   (API: /docs, metrics: /metrics)",
             f"backbone   {_backbone(report['backbone'])}",
             f"tasks      {_tasks(report['tasks'])}",
-            f"try        {_curl(settings, report['tasks'])}",
+            f"try        {_curl(settings, report['answering'])}",
         )
     )
 

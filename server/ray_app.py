@@ -167,7 +167,7 @@ def _scale(settings: Settings) -> dict[str, Any]:
 
 
 def _report(replica: Replica) -> dict[str, Any]:
-    info = replica.engine.backbone
+    info, tasks = replica.engine.backbone, replica.tasks()
     return {
         "backbone": {
             "name": info.name,
@@ -178,7 +178,8 @@ def _report(replica: Replica) -> dict[str, Any]:
             "width": info.preprocessing.width,
             "slots": info.slots,
         },
-        "tasks": replica.tasks(),
+        "tasks": tasks,
+        "answering": [task for task in tasks if replica.answers(task)],
     }
 
 

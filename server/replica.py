@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Self
 
 from fastapi import FastAPI
 
-from adapters.errors import AdapterError
+from adapters.errors import AdapterError, AdapterIncompatible
+from adapters.fits import check_fits
 from registry.base import Registry
 from registry.errors import RegistryError, RegistryUnavailable
 from registry.models import PRODUCTION
@@ -126,6 +127,23 @@ class Replica:
         """Return the names of the first tasks."""
         page = self.catalog.tasks(after=None, limit=limit, allowed=lambda _: True)
         return [task.task for task in page.items]
+
+    def answers(self, task: str) -> bool:
+        """Whether what serves a task fits this backbone, as far as is known without asking the registry."""
+        version, info = self.catalog.lookup(task), self.engine.backbone
+        try:
+            if version is not None:
+                check_fits(
+                    version.manifest,
+                    backbone_name=info.name,
+                    fingerprint=info.fingerprint,
+                    widths=info.sites,
+                    head_width=info.head_width,
+                    preprocessing=info.preprocessing,
+                )
+        except AdapterIncompatible:
+            return False
+        return True
 
     async def close(self) -> None:
         """Want no more traffic, answer what was accepted, and let go of everything."""

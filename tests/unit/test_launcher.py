@@ -256,12 +256,15 @@ def test_banner_gives_an_address_that_works_here(host: str, address: str) -> Non
 
 def test_banner_sends_a_sample_that_lies_beside_the_seeds(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    (tmp_path / "images" / "pets_1.jpg").touch()
+    for task in ("bees", "pets"):
+        (tmp_path / "images" / f"{task}_1.jpg").touch()
     backbone = {
         "name": "vit", "parameters": 5_500_000, "dtype": "float32", "device": "cpu",
         "height": 32, "width": 32, "slots": 4,
     }  # fmt: skip
-    told = banner.ready(settings(seed_dir=tmp_path), {"backbone": backbone, "tasks": ["cars", "pets"]})
+    tasks = ["bees", "cars", "pets"]  # the adapter of the first is for another backbone
+    report = {"backbone": backbone, "tasks": tasks, "answering": tasks[1:]}
+    told = banner.ready(settings(seed_dir=tmp_path), report)
     command = told.splitlines()[-1]
     assert f"--data-binary @{tmp_path}/images/pets_1.jpg -H 'Content-Type: image/jpeg'" in command
     assert command.endswith("/v1/tasks/pets/predict")

@@ -53,7 +53,7 @@ async def test_replica_is_ready_and_serves_its_seeds(replica: Replica) -> None:
         assert (await client.get("/readyz")).status_code == 200
         assert (await client.get("/healthz")).status_code == 200
         assert (await client.get("/v1/tasks/pets")).json()["aliases"] == {"production": 1}
-    assert replica.tasks() == ["pets"]
+    assert (replica.tasks(), replica.answers("pets")) == (["pets"], True)
 
 
 async def test_closed_replica_wants_no_traffic_and_refuses_jobs(folder: Path) -> None:
@@ -135,6 +135,7 @@ async def test_registered_adapter_that_does_not_fit_is_told_but_stops_nothing(
     monkeypatch.setattr("tests.fakes.FINGERPRINT", "a" * 64)
     replica = await opened(folder)
     assert "task pets cannot be served" in caplog.text
+    assert (replica.tasks(), replica.answers("pets")) == (["pets"], False)
     await replica.close()
 
 
