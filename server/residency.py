@@ -216,6 +216,10 @@ class Residency:
         try:
             await self._bring(version)
         except AdapterIncompatible as error:
+            # a 409 leaves no line in the log, and only who runs the server can mend it
+            logger.warning(
+                "version %d of task %s (%s): %s", version.version, version.task, version.digest, error
+            )
             failure = _Failure(str(error), AdapterMisfit)
         except (RegistryError, AdapterError) as error:
             failure = _Failure(str(error))
@@ -227,7 +231,7 @@ class Residency:
             failure = _Failure("loading it failed")
         else:
             return None
-        self._fail(version, failure)
+        self._fail(version.digest, failure)
         return failure
 
     async def _bring(self, version: Version) -> None:
@@ -284,12 +288,9 @@ class Residency:
         except AdapterUnavailable as error:
             self._drop_jobs(digest, _Failure(error.detail, type(error)))
 
-    def _fail(self, version: Version, failure: _Failure) -> None:
+    def _fail(self, digest: str, failure: _Failure) -> None:
         """Fail the jobs that wait for an adapter, and for a while those to come."""
-        now, digest = self._clock(), version.digest
-        logger.warning(
-            "version %d of task %s (%s): %s", version.version, version.task, digest, failure.detail
-        )
+        now = self._clock()
         seconds = MISFIT_SECONDS if failure.kind is AdapterMisfit else self._limits.retry_seconds
         self._failures = {key: kept for key, kept in self._failures.items() if kept[0] > now}
         self._failures[digest] = (now + seconds, failure)

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from adapters.manifest import Manifest
 from registry.errors import InvalidName
 from server.contracts import Device
 from server.errors import ImageInvalid, QueueFull, SettingsInvalid
@@ -15,6 +16,7 @@ from server.fast_images import read_fast, read_scaled
 from server.images import Reader, read_with_pillow
 from server.replica import Replica, disk_of
 from server.settings import Settings
+from tests.builders import make_manifest
 from tests.fakes import WRONG_PROBE, FakeDevice, make_adapter_file
 
 PETS = make_adapter_file(b"pets")
@@ -136,6 +138,29 @@ async def test_registered_adapter_that_does_not_fit_is_told_but_stops_nothing(
     replica = await opened(folder)
     assert "task pets cannot be served" in caplog.text
     assert (replica.tasks(), replica.answers("pets")) == (["pets"], False)
+    await replica.close()
+
+
+async def test_the_warm_up_runs_what_fits_where_the_first_task_does_not(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await (await opened(folder)).close()
+    (folder / "seeds" / "pets.safetensors").unlink()
+    monkeypatch.setattr("tests.fakes.FINGERPRINT", "a" * 64)
+    fits = make_adapter_file(manifest=make_manifest(fingerprint="a" * 64))
+    (folder / "seeds" / "zoo.safetensors").write_bytes(fits)
+    checked: list[bool] = []
+    validate = FakeDevice.validate
+
+    def watched(device: FakeDevice, data: bytes, *, new: bool = True) -> Manifest:
+        manifest = validate(device, data, new=new)
+        checked.append(new)
+        return manifest
+
+    monkeypatch.setattr(FakeDevice, "validate", watched)
+    replica = await opened(folder)
+    assert checked == [True, False]  # the seed on its way in, and the warm-up
+    assert [task for task in replica.tasks() if replica.answers(task)] == ["zoo"]
     await replica.close()
 
 

@@ -83,6 +83,21 @@ def test_doctor_refuses_to_be_open_without_keys(tmp_path: Path) -> None:
     assert "no API key exists" in found["access"].found
 
 
+@pytest.mark.parametrize(
+    ("flags", "level", "told"),
+    [
+        ("avx2 avx512_vnni", Level.WARN, "SSFSERVE_DTYPE=int8"),
+        ("avx2", Level.WARN, "runs in float32 here, at about half the speed"),
+        ("avx512_vnni amx_bf16", Level.OK, ""),
+    ],
+)
+def test_doctor_tells_what_the_cpu_computes_in(flags: str, level: Level, told: str, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(f"flags\t: fpu {flags}\n")
+    found = doctor._cpu(tmp_path / "cpuinfo")
+    assert found.level is level and told in found.advice
+    assert ("int8" in found.advice) is ("int8" in told)
+
+
 def test_doctor_warns_of_little_memory(tmp_path: Path) -> None:
     found = findings(data_dir=tmp_path, replicas=256, host_cache_bytes="64GiB", port=_free_port())
     assert found["memory"].level is Level.WARN
