@@ -208,3 +208,9 @@ def test_groups_divide_the_width_however_a_weight_lies(width: int, group: int, t
     given = rng.standard_normal((2, 3, width), np.float32)
     difference = compiled([given])[0] - given @ weight.T
     assert 0 < np.abs(difference).max() < 0.02 * np.abs(given @ weight.T).max()
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_vnni_is_asked_of_the_cpu(able: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: able)
+    assert choose.cpu_has_vnni() is able
