@@ -6,6 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
+# the half of the suite that mostly waits for servers, and as much computing as makes both halves equally long
+BESIDE := tests/e2e tests/contract $(wildcard tests/unit/test_kernel*.py) tests/unit/test_probe.py
+
 .PHONY: serve test check bench transfer test-gpu bench-gpu clean
 .DELETE_ON_ERROR:
 
@@ -14,9 +17,9 @@ serve: $(VENV)/.serve
 
 test: $(VENV)/.dev
 	@echo "tests that start servers beside those that compute: the first wait while the second run"
-	@$(BIN)/python -m pytest -ra tests/e2e tests/contract >$(VENV)/servers.log 2>&1 & servers=$$!; \
+	@$(BIN)/python -m pytest -ra $(BESIDE) >$(VENV)/servers.log 2>&1 & servers=$$!; \
 	trap "kill $$servers" INT TERM; \
-	$(BIN)/python -m pytest -ra --ignore=tests/e2e --ignore=tests/contract; code=$$?; \
+	$(BIN)/python -m pytest -ra $(addprefix --ignore=,$(BESIDE)); code=$$?; \
 	wait $$servers || code=$$?; cat $(VENV)/servers.log; exit $$code
 
 test-gpu: $(VENV)/.dev

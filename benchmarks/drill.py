@@ -39,7 +39,7 @@ from tests.redis_servers import BINARY, MISSING, RedisServer, redis_server
 TASKS = 8
 ADAPTERS = 6
 PREDICTORS = 4
-REDIS_SECONDS = 1.0  # for Redis to answer the servers
+REDIS_SECONDS = 5.0  # for Redis to answer the servers, the default: a starved host may well need a second
 AWAY_SECONDS = 3.0
 PAUSED_SECONDS = 12.0  # longer than the lease of a replica
 COLUMNS = ["phase", "seconds", "predictions", "predictions_failed", "moves", "moves_failed", "uploads",

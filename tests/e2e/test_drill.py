@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.drill import Options, complaints, drill
+from benchmarks.drill import REDIS_SECONDS, Options, complaints, drill
 
 pytestmark = pytest.mark.e2e
 
-SHORT = Options(moves=6, away_seconds=1, paused_seconds=2, restart=False, lease_ms=2000)
+SHORT = Options(moves=6, away_seconds=1, paused_seconds=REDIS_SECONDS + 2, restart=False, lease_ms=2000)
 
 
 @pytest.mark.usefixtures("needs_redis")
