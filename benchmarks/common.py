@@ -7,7 +7,7 @@ import random
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,15 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 
 _CODE = ("--", ".", ":!benchmarks/results", ":!docs")  # what a number depends on
+
+# what a CPU multiplies matrices with, by flag, the best first
+UNITS = {
+    "amx_bf16": "AMX",
+    "avx512_bf16": "AVX-512 bf16",
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx512f": "AVX-512",
+    "avx2": "AVX2",
+}
 
 Row = dict[str, Any]
 Name = TypeVar("Name")
@@ -87,10 +96,15 @@ def load(name: str) -> list[Row]:
     return rows
 
 
-def save_beside_other_dtypes(name: str, rows: list[Row]) -> Path:
-    """Write rows as `save` does; rows in another dtype, of this host or another, are kept."""
-    new = {row["dtype"] for row in rows}
-    return save(name, rows, beside=[row for row in load(name) if row["dtype"] not in new])
+def save_beside_others(name: str, rows: list[Row]) -> Path:
+    """Write rows as `save` does; rows of another host or in another dtype are kept."""
+    new = {(row["dtype"], _cpu_name()) for row in rows}
+    return save(name, rows, beside=[row for row in load(name) if dtype_and_host(row) not in new])
+
+
+def dtype_and_host(row: Row) -> tuple[str, str]:
+    """Return what parts rows that may be compared from those that may not."""
+    return row["dtype"], row["host"]
 
 
 def table(rows: list[Row], columns: list[str]) -> str:
@@ -117,6 +131,11 @@ def _cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next(
-        (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()
-    )
+    found = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    return cpu_name(found.get("model name", platform.machine()), found.get("flags", "").split())
+
+
+def cpu_name(model: str, flags: Sequence[str]) -> str:
+    """Name a CPU by its model and its best unit for products: a virtual machine's model may hide it."""
+    unit = next((name for flag, name in UNITS.items() if flag in flags), None)
+    return model if unit is None else f"{model} ({unit})"

@@ -38,7 +38,7 @@ from adapters.probe import compute_probe
 from backbone.load import Backbone, load_backbone
 from backbone.preprocess import preprocess
 from backbone.tuned import TunedModel
-from benchmarks.common import Row, percentile, save_beside_other_dtypes, table
+from benchmarks.common import Row, percentile, save_beside_others, table
 from benchmarks.load import Load, closed_loop, post
 from registry.models import Version
 from server.contracts import Job
@@ -246,7 +246,7 @@ def main() -> None:
     arguments = parser.parse_args()
     rows = [asyncio.run(measure(pixels, arguments)) for pixels in arguments.pixels]
     print(table(rows, COLUMNS))
-    print(f"rows: {save_beside_other_dtypes('http', rows)}")
+    print(f"rows: {save_beside_others('http', rows)}")
 
 
 if __name__ == "__main__":

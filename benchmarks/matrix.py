@@ -166,10 +166,7 @@ def measure(backbone: Backbone, work: Work, batch: int, host: Host, plan: Plan) 
 
 
 class Kept:
-    """The rows on disk; those of this commit and host count as done, others of this dtype give way to them.
-
-    Rows in another dtype, of this host or another, stay.
-    """
+    """The rows on disk; those of this commit count as done, others of this host and dtype give way."""
 
     def __init__(self, dtype: str) -> None:
         self._dtype = dtype
@@ -191,10 +188,10 @@ class Kept:
     def _is(self, row: Row, model: str, batch: int) -> bool:
         if row["model"] != model or row.get("dtype", self._dtype) != self._dtype:
             return False
-        return row["batch"] in {batch, 0}
+        return row["host"] == self._conditions["host"] and row["batch"] in {batch, 0}
 
     def _is_here(self, row: Row) -> bool:
-        return all(row[key] == self._conditions[key] for key in ("commit", "host", "cores", "torch"))
+        return all(row[key] == self._conditions[key] for key in ("commit", "cores", "torch"))
 
 
 def run_model(name: str, host: Host, plan: Plan, kept: Kept) -> None:

@@ -1,9 +1,11 @@
 """What the page says of the matrix: one line a case, and three charts over the batch."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 from benchmarks.charts import Chart
+from benchmarks.common import dtype_and_host
 
 Row = dict[str, Any]
 WAYS = {
@@ -14,6 +16,7 @@ WAYS = {
     "openvino 4s": "in 4s",
     "openvino 8s": "in 8s",
 }
+WORDS = re.compile(r"[A-Za-z0-9]{2,}")
 MIXES = ("identical", "uniform", "skewed", "distinct")
 
 
@@ -24,6 +27,7 @@ class Case:
         self._rows = {(row["executor"], row["mix"]): row for row in rows}
         ours = [kind for kind, _ in self._rows if kind != "plain"]
         self.model, self.dtype, self.batch = (rows[0][key] for key in ("model", "dtype", "batch"))
+        self.host = rows[0]["host"]
         self.rounds = rows[0]["rounds"]
         self.kind = ours[0]  # the server's default on this device
 
@@ -62,28 +66,29 @@ class Case:
 
 def cases(rows: list[Row]) -> list[Case]:
     """Group the rows, in their order; models that do not run have none."""
-    grouped: dict[tuple[str, str, int], list[Row]] = {}
+    grouped: dict[tuple[str, str, str, int], list[Row]] = {}
     for row in rows:
         if "unsupported" not in row:
-            grouped.setdefault((row["model"], row["dtype"], row["batch"]), []).append(row)
+            grouped.setdefault((row["model"], *dtype_and_host(row), row["batch"]), []).append(row)
     return [Case(group) for group in grouped.values()]
 
 
 def unsupported(rows: list[Row]) -> list[str]:
-    return [row["model"] for row in rows if "unsupported" in row]
+    return list(dict.fromkeys(row["model"] for row in rows if "unsupported" in row))
 
 
 def charts(rows: list[Row]) -> dict[str, Chart]:
-    """Return the charts by file name, a set for each dtype that has cases of more than one batch."""
+    """Return the charts by file name, a set for each dtype and host that has cases of more than one batch."""
     made: dict[str, Chart] = {}
-    for dtype in dict.fromkeys(case.dtype for case in cases(rows)):
-        found = [case for case in cases(rows) if case.dtype == dtype]
+    for dtype, host in dict.fromkeys((case.dtype, case.host) for case in cases(rows)):
+        found = [case for case in cases(rows) if (case.dtype, case.host) == (dtype, host)]
         if len({case.batch for case in found}) > 1:
-            made |= {f"{name}-{dtype}": chart for name, chart in _charts(found, dtype).items()}
+            where = f"{dtype}-{'-'.join(WORDS.findall(host))}".lower()
+            made |= {f"{name}-{where}": chart for name, chart in _charts(found, f"{dtype}, {host}").items()}
     return made
 
 
-def _charts(found: list[Case], dtype: str) -> dict[str, Chart]:
+def _charts(found: list[Case], where: str) -> dict[str, Chart]:
     def over_batches(of: Callable[[Case], float | None]) -> dict[str, list[tuple[float, float]]]:
         lines: dict[str, list[tuple[float, float]]] = {}
         for case in found:
@@ -93,19 +98,19 @@ def _charts(found: list[Case], dtype: str) -> dict[str, Chart]:
 
     made = {
         "tax": Chart(
-            f"All-distinct tasks against the fastest plain model, {dtype}",
+            f"All-distinct tasks against the fastest plain model, {where}",
             "images/s ÷ plain",
             over_batches(lambda case: case.tax),
             level=1.0,
         ),
         "flatness": Chart(
-            f"All-distinct tasks against one task, {dtype}",
+            f"All-distinct tasks against one task, {where}",
             "images/s ÷ identical",
             over_batches(lambda case: case.flatness),
             level=1.0,
         ),
         "floor": Chart(
-            f"Share of the floor that all-distinct tasks reach, {dtype}",
+            f"Share of the floor that all-distinct tasks reach, {where}",
             "floor ÷ time",
             over_batches(lambda case: case.of_floor),
         ),

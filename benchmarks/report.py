@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks import transfer_charts, transfer_page
-from benchmarks.common import ROOT, load
+from benchmarks.common import ROOT, dtype_and_host, load
 from benchmarks.markdown import table
 from benchmarks.matrix_page import cases, charts, unsupported
 
@@ -134,16 +134,17 @@ def ran(rows: list[Row]) -> str:
     return show(rows)
 
 
-def by_dtype(rows: list[Row]) -> list[list[Row]]:
-    """Return the rows of each dtype, which may be of different hosts."""
-    return [
-        [row for row in rows if row["dtype"] == dtype] for dtype in dict.fromkeys(r["dtype"] for r in rows)
-    ]
+def parts(rows: list[Row]) -> list[list[Row]]:
+    """Return the rows of each dtype and host, which say nothing of one another."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        found.setdefault(dtype_and_host(row), []).append(row)
+    return list(found.values())
 
 
-def each_dtype(show: Callable[[list[Row]], str]) -> Callable[[list[Row]], str]:
-    """Make a table for each dtype, with its conditions."""
-    return lambda rows: "".join(show(part) + conditions(part) for part in by_dtype(rows))
+def each_part(show: Callable[[list[Row]], str]) -> Callable[[list[Row]], str]:
+    """Make a table for each dtype and host, with its conditions."""
+    return lambda rows: "".join(show(part) + conditions(part) for part in parts(rows))
 
 
 def int8(rows: list[Row]) -> str:
@@ -175,16 +176,17 @@ def rates(rows: list[Row]) -> str:
 
 
 def matrix(rows: list[Row]) -> str:
-    lines = [case.cells() for case in cases(rows)]
-    text = "".join(f"\n![{chart.title}](charts/{name}.svg)\n" for name, chart in charts(rows).items())
-    if lines:
-        text += table(
-            list(lines[0]), ([number("" if v is None else v) for v in line.values()] for line in lines)
-        )
-    text += "".join(rates(part) for part in by_dtype([row for row in rows if "floor_ms" in row]))
+    text = "".join(matrix_part(part) for part in parts([row for row in rows if "unsupported" not in row]))
     if missing := unsupported(rows):
         text += f"\nNot yet supported: {', '.join(missing)}.\n"
     return text
+
+
+def matrix_part(rows: list[Row]) -> str:
+    lines = [case.cells() for case in cases(rows)]
+    text = "".join(f"\n![{chart.title}](charts/{name}.svg)\n" for name, chart in charts(rows).items())
+    text += table(list(lines[0]), ([number("" if v is None else v) for v in line.values()] for line in lines))
+    return text + rates(rows)
 
 
 def scale(rows: list[Row]) -> str:
@@ -231,7 +233,7 @@ def drill(rows: list[Row]) -> str:
 
 
 SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
-    "tax": (TAX, each_dtype(ran)),
+    "tax": (TAX, each_part(ran)),
     "int8": (INT8, int8),
     "matrix": (MATRIX, matrix),
     "today": (
@@ -249,7 +251,7 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
     "scale": (SCALE, scale),
     "http": (
         HTTP,
-        each_dtype(
+        each_part(
             columns(
                 model="model",
                 pixels="pixels",

@@ -9,7 +9,7 @@ flatness  images/s with all-distinct tasks ÷ all-identical
 The plain model is given normalised images; ours starts from uint8 and includes normalising, gathering the
 rows and the ragged heads. As on a busy server, there always is a next batch: a turn is a few of them, and
 what can take one in while it computes does. Contenders run in turn; ratios are medians over rounds. Rows in
-another dtype, of this host or another, are kept.
+another dtype or of another host are kept.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from backbone.executors.torch_executor import DTYPES
 from backbone.heads import Head
 from backbone.load import load_backbone
 from backbone.tuned import TunedModel
-from benchmarks.common import Row, interleave, paired_ratio, save_beside_other_dtypes, table
+from benchmarks.common import Row, interleave, paired_ratio, save_beside_others, table
 from benchmarks.plain import CLASSES, Run, openvino_runs, torch_runs
 
 MODELS = {"vit_small_patch14_dinov2": (112, 224), "tf_efficientnet_lite0": (224,)}
@@ -141,7 +141,7 @@ def main() -> None:
         for row in measure(name, size, arguments.batch, arguments.rounds)
     ]
     print(table(rows, COLUMNS))
-    print(f"rows: {save_beside_other_dtypes('tax', rows)}")
+    print(f"rows: {save_beside_others('tax', rows)}")
 
 
 if __name__ == "__main__":

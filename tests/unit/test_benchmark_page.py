@@ -1,9 +1,11 @@
 import json
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
+from benchmarks import common
 from benchmarks.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, Chart
 from benchmarks.common import RESULTS, load
 from benchmarks.matrix_page import charts
@@ -17,7 +19,7 @@ def row(batch: int, executor: str, mix: str, images_per_s: float) -> dict[str, A
     return {
         "model": "a<b", "batch": batch, "rounds": 3, "dtype": "bfloat16", "executor": executor, "mix": mix,
         "images_per_s": images_per_s, "vs_plain_best": images_per_s / 100, "vs_identical": 0.99,
-        "of_floor": 0.5, "floor_ms": 1.0, "tflop_per_s": 2.0, "gb_per_s": 3.0, "load": 1.0, "host": "h",
+        "of_floor": 0.5, "floor_ms": 1.0, "tflop_per_s": 2.0, "gb_per_s": 3.0, "load": 1.0, "host": "host",
         "cores": 2, "torch": "t", "commit": "c", "date": "d",
     }  # fmt: skip
 
@@ -50,7 +52,7 @@ def test_every_row_says_where_it_was_measured() -> None:
 
 
 def test_a_chart_draws_each_line_inside_its_frame_and_names_it() -> None:
-    picture = ElementTree.fromstring(charts(ROWS)["tax-bfloat16"].svg())
+    picture = ElementTree.fromstring(charts(ROWS)["tax-bfloat16-host"].svg())
     (line,) = picture.iter(f"{SVG}polyline")
     places = [tuple(map(float, point.split(","))) for point in line.attrib["points"].split()]
     assert len(places) == 2 and all(0 < x < WIDTH and 0 < y < HEIGHT for x, y in places)
@@ -90,3 +92,36 @@ def test_the_matrix_has_a_line_a_case_and_names_what_does_not_run() -> None:
 
 def test_a_matrix_of_nothing_but_unsupported_models_is_told() -> None:
     assert "Not yet supported: strange." in matrix(ROWS[-1:])
+
+
+def test_rows_of_another_host_are_shown_by_themselves() -> None:
+    others = [found | {"host": "Other (R) CPU (AMX)", "vs_plain_best": 0.7} for found in ROWS[:-1]]
+    text = matrix(ROWS + others)
+    mine, theirs = text.index("host, 2 cores"), text.index("Other (R) CPU (AMX), 2 cores")
+    assert text.index("| 1.20 |") < mine < text.index("| 0.70 |") < theirs
+    assert {"tax-bfloat16-host", "tax-bfloat16-other-cpu-amx"} <= charts(ROWS + others).keys()
+
+
+def test_rows_of_this_host_and_dtype_give_way_and_others_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    here = common.conditions()["host"]
+    kept = [{"dtype": "int8", "host": here, "n": 1}, {"dtype": "float32", "host": "other", "n": 2}]
+    gone = {"dtype": "float32", "host": here, "n": 3}
+    (tmp_path / "x.json").write_text(json.dumps([*kept, gone]))
+    common.save_beside_others("x", [{"dtype": "float32", "n": 4}])
+    assert [found["n"] for found in common.load("x")] == [1, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (["avx512f", "avx512_bf16", "amx_bf16"], "CPU (AMX)"),
+        (["avx512_vnni", "avx512_bf16"], "CPU (AVX-512 bf16)"),
+        (["avx2"], "CPU (AVX2)"),
+        ([], "CPU"),
+    ],
+)
+def test_a_cpu_is_named_by_what_multiplies(flags: list[str], name: str) -> None:
+    assert common.cpu_name("CPU", flags) == name
