@@ -7,6 +7,7 @@ Speed: a mixed batch of all-distinct tasks in both, the plain timm model in the 
 model's best way. Contenders take turns; ratios are medians over rounds.
 Accuracy: the demo tasks on all images of their second halves, `changed` the share of answers that differ from
 fp32's, `probe` the probe's difference in units of its spread, of which adapters/probe.py allows a share.
+Rows of other hosts are kept.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from backbone.executors.choose import choose_dtype, open_executor
 from backbone.executors.torch_executor import DTYPES
 from backbone.load import Backbone, load_backbone
 from backbone.preprocess import preprocess
-from benchmarks.common import ROOT, Row, interleave, paired_ratio, save, table
+from benchmarks.common import ROOT, Row, interleave, paired_ratio, save_beside_others, table
 from benchmarks.plain import openvino_runs, torch_runs
 from benchmarks.tax import BATCHES, bind, fill, repeated
 from demo import make_data
@@ -158,7 +159,7 @@ def main() -> None:
     print(table(rows, SHOWN))
     judged = [] if arguments.no_accuracy else accuracy()
     print(table(judged, JUDGED))
-    path: Path = save("int8", rows + judged)
+    path: Path = save_beside_others("int8", rows + judged)
     print(f"rows: {path}")
 
 

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 from benchmarks import transfer_charts, transfer_page
@@ -36,9 +37,8 @@ the cost of reading other rows of the bank. The rows of the plain model are its 
 
 OpenVINO computes γ'·x + β' per image in a pass of its own, where the plain model adds a bias inside the product. In
 EfficientNet these passes go over wide, thin maps: what is left of the tax there ([ADR 3](adr/0003-openvino-in-pieces.md)).
-The faster a CPU multiplies, the more they weigh: the rows in bfloat16 are of a CPU with AMX, those in float32 of one that
-has no bfloat16. On one with AVX-512 bf16 alone, an earlier version had 0.96 (ViT-S, 224 px), 0.95 (112 px) and 0.83
-(EfficientNet-Lite0) of OpenVINO's best, and 0.99, 1.09 and 1.22 of it as one request.
+The faster a CPU multiplies, the more they weigh. Each table is of one CPU, named below it by what it multiplies with: AMX,
+AVX-512 bf16, or AVX-512 VNNI alone, which computes in fp32.
 """
 INT8 = """
 ## int8 on a CPU
@@ -46,10 +46,9 @@ INT8 = """
 `python -m benchmarks.int8`: `SSFSERVE_DTYPE=int8` against the dtype that the server takes by itself on the same host, the first of
 each two rows. `÷ other` is against the same mixed batch of all-distinct tasks in that dtype; `÷ PyTorch` and `÷ OpenVINO`
 against the best way found to run the plain model in that dtype, which is what the tax is measured by. Why int8 works this way: [ADR 9](adr/0009-int8-as-it-comes.md).
-"""
-INT8_ACCURACY = """
-The demo tasks on every image of their second halves. *changed*: answers that differ from those in fp32. *probe*: how far the
-probe is off in units of its spread.
+
+Then the demo tasks on every image of their second halves. *changed*: answers that differ from those in fp32. *probe*: how far
+the probe is off in units of its spread.
 """
 MATRIX = """
 ## Families, batches and mixes
@@ -134,17 +133,19 @@ def ran(rows: list[Row]) -> str:
     return show(rows)
 
 
-def parts(rows: list[Row]) -> list[list[Row]]:
+def parts(rows: list[Row], by: Callable[[Row], object] = dtype_and_host) -> list[list[Row]]:
     """Return the rows of each dtype and host, which say nothing of one another."""
-    found: dict[tuple[str, str], list[Row]] = {}
+    found: dict[object, list[Row]] = {}
     for row in rows:
-        found.setdefault(dtype_and_host(row), []).append(row)
+        found.setdefault(by(row), []).append(row)
     return list(found.values())
 
 
-def each_part(show: Callable[[list[Row]], str]) -> Callable[[list[Row]], str]:
+def each_part(
+    show: Callable[[list[Row]], str], by: Callable[[Row], object] = dtype_and_host
+) -> Callable[[list[Row]], str]:
     """Make a table for each dtype and host, with its conditions."""
-    return lambda rows: "".join(show(part) + conditions(part) for part in parts(rows))
+    return lambda rows: "".join(show(part) + conditions(part) for part in parts(rows, by))
 
 
 def int8(rows: list[Row]) -> str:
@@ -160,7 +161,7 @@ def int8(rows: list[Row]) -> str:
         for row in rows
         if "top1" in row
     ]
-    return speed([row for row in rows if "vs_other" in row]) + INT8_ACCURACY + accuracy(judged)
+    return speed([row for row in rows if "vs_other" in row]) + accuracy(judged)
 
 
 def rates(rows: list[Row]) -> str:
@@ -234,7 +235,7 @@ def drill(rows: list[Row]) -> str:
 
 SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
     "tax": (TAX, each_part(ran)),
-    "int8": (INT8, int8),
+    "int8": (INT8, each_part(int8, itemgetter("host"))),
     "matrix": (MATRIX, matrix),
     "today": (
         TODAY,
@@ -269,7 +270,7 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], str]]] = {
 }
 
 
-SEVERAL_HOSTS = {"tax", "matrix", "http"}  # they say the conditions of each
+SEVERAL_HOSTS = {"tax", "int8", "matrix", "http"}  # they say the conditions of each
 
 
 def page() -> str:

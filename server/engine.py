@@ -13,7 +13,7 @@ from adapters.manifest import Manifest
 from registry.models import Version
 from server.batcher import Batcher
 from server.contracts import AdapterState, BackboneInfo, Device, Job, Outcome, Tier
-from server.errors import AdapterUnavailable, Draining, EngineBroken
+from server.errors import AdapterMisfit, AdapterUnavailable, Draining, EngineBroken
 from server.events import EngineEvents, NoEvents, Refused
 from server.jobs import JobQueue
 from server.limits import EngineLimits
@@ -126,8 +126,9 @@ class LocalEngine:
         with self._accepted():
             try:
                 ticket = self._batcher.submit(job)
-            except AdapterUnavailable:
-                self._events.refused(Refused.ADAPTER_UNAVAILABLE)
+            except AdapterUnavailable as error:
+                misfit = isinstance(error, AdapterMisfit)
+                self._events.refused(Refused.ADAPTER_MISFIT if misfit else Refused.ADAPTER_UNAVAILABLE)
                 raise
             try:
                 return await ticket.future

@@ -298,8 +298,9 @@ class Residency:
         self._drop_jobs(digest, failure)
 
     def _drop_jobs(self, digest: str, failure: _Failure) -> None:
+        misfit = failure.kind is AdapterMisfit
         for ticket in self._queue.remove_all(digest):
-            self._events.dropped(Dropped.ADAPTER_UNAVAILABLE)
+            self._events.dropped(Dropped.ADAPTER_MISFIT if misfit else Dropped.ADAPTER_UNAVAILABLE)
             ticket.fail(failure.of(ticket.job.version))
 
     def _is_awaited(self, digest: str) -> bool:

@@ -155,6 +155,7 @@ async def test_an_adapter_for_another_backbone_is_told_from_one_to_wait_for(
         assert b.blobs.fetched[version.digest] == 1
         (line,) = [record.getMessage() for record in caplog.records]
         assert version.digest in line and "does not fit this backbone" in line
+        assert b.events.reasons == [Dropped.ADAPTER_MISFIT, Refused.ADAPTER_MISFIT]
 
 
 async def test_a_copy_that_fails_costs_no_slot() -> None:
