@@ -161,7 +161,8 @@ def int8(rows: list[Row]) -> str:
         for row in rows
         if "top1" in row
     ]
-    return speed([row for row in rows if "vs_other" in row]) + accuracy(judged)
+    text = speed([row for row in rows if "vs_other" in row])
+    return text + (accuracy(judged) if judged else "")
 
 
 def rates(rows: list[Row]) -> str:

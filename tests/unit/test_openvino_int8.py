@@ -174,7 +174,7 @@ def test_int8_is_refused_where_there_is_none(
 
 @pytest.mark.parametrize(
     ("bfloat16", "vnni", "told"),
-    [(True, True, "CPUs without bfloat16"), (False, False, "no AVX-512 VNNI"), (False, True, "")],
+    [(True, True, "over bfloat16"), (False, False, "no AVX-512 VNNI"), (False, True, "")],
 )
 def test_a_cpu_that_int8_is_not_for_is_told(
     bfloat16: bool,
