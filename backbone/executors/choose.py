@@ -160,7 +160,9 @@ def _open_openvino(
     from backbone.executors.openvino_executor import OpenVinoExecutor
 
     if dtype == "int8" and cpu_has_bfloat16():
-        logger.warning("int8 is meant for CPUs without bfloat16; on this one, measure what it gains over bfloat16")
+        logger.warning(
+            "int8 is meant for CPUs without bfloat16; on this one, measure what it gains over bfloat16"
+        )
     elif dtype == "int8" and not cpu_has_vnni():
         logger.warning("this CPU has no AVX-512 VNNI, without which int8 was never measured")
     return OpenVinoExecutor(backbone, dtype=dtype, slots=slots, threads=threads, cache=cache, ahead=ahead)
