@@ -6,7 +6,7 @@ efficiency   HTTP images/s at saturation ÷ images/s of the same engine called i
 
 Starts a server of its own and sends it JPEG photographs for mixed tasks over keep-alive connections, in a
 closed loop; client and server share the host. The engine in this process and the server take turns, so that
-both see the same noise; the idle one waits. Rows in another dtype are kept.
+both see the same noise; the idle one waits. Rows in another dtype or of another host are kept.
 """
 
 import argparse
