@@ -96,15 +96,15 @@ def load(name: str) -> list[Row]:
     return rows
 
 
-def save_beside_others(name: str, rows: list[Row]) -> Path:
-    """Write rows as `save` does; rows of another host or in another dtype are kept."""
-    new = {(row["dtype"], _cpu_name()) for row in rows}
-    return save(name, rows, beside=[row for row in load(name) if dtype_and_host(row) not in new])
-
-
 def dtype_and_host(row: Row) -> tuple[str, str]:
     """Return what parts rows that may be compared from those that may not."""
     return row["dtype"], row["host"]
+
+
+def save_beside_others(name: str, rows: list[Row], *, part: Callable[[Row], object] = dtype_and_host) -> Path:
+    """Write rows as `save` does; of those on disk, the ones of another part are kept."""
+    new = {part(row | {"host": _cpu_name()}) for row in rows}
+    return save(name, rows, beside=[row for row in load(name) if part(row) not in new])
 
 
 def table(rows: list[Row], columns: list[str]) -> str:

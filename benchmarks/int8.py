@@ -13,6 +13,7 @@ Rows of other hosts are kept.
 import argparse
 import statistics
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +160,7 @@ def main() -> None:
     print(table(rows, SHOWN))
     judged = [] if arguments.no_accuracy else accuracy()
     print(table(judged, JUDGED))
-    path: Path = save_beside_others("int8", rows + judged)
+    path: Path = save_beside_others("int8", rows + judged, part=itemgetter("host"))
     print(f"rows: {path}")
 
 

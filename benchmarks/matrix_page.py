@@ -17,6 +17,7 @@ WAYS = {
     "openvino 8s": "in 8s",
 }
 WORDS = re.compile(r"[A-Za-z0-9]{2,}")
+UNIT = re.compile(r"\(([^()]+)\)$")  # as benchmarks.common.cpu_name ends
 MIXES = ("identical", "uniform", "skewed", "distinct")
 
 
@@ -74,7 +75,9 @@ def cases(rows: list[Row]) -> list[Case]:
 
 
 def unsupported(rows: list[Row]) -> list[str]:
-    return list(dict.fromkeys(row["model"] for row in rows if "unsupported" in row))
+    """Return the models that ran nowhere."""
+    ran = {row["model"] for row in rows if "unsupported" not in row}
+    return list(dict.fromkeys(row["model"] for row in rows if row["model"] not in ran))
 
 
 def charts(rows: list[Row]) -> dict[str, Chart]:
@@ -84,11 +87,13 @@ def charts(rows: list[Row]) -> dict[str, Chart]:
         found = [case for case in cases(rows) if (case.dtype, case.host) == (dtype, host)]
         if len({case.batch for case in found}) > 1:
             where = f"{dtype}-{'-'.join(WORDS.findall(host))}".lower()
-            made |= {f"{name}-{where}": chart for name, chart in _charts(found, f"{dtype}, {host}").items()}
+            unit = UNIT.search(host)
+            on = f"{dtype}, {unit[1] if unit else host}"  # a whole name would not fit
+            made |= {f"{name}-{where}": chart for name, chart in _charts(found, on).items()}
     return made
 
 
-def _charts(found: list[Case], where: str) -> dict[str, Chart]:
+def _charts(found: list[Case], on: str) -> dict[str, Chart]:
     def over_batches(of: Callable[[Case], float | None]) -> dict[str, list[tuple[float, float]]]:
         lines: dict[str, list[tuple[float, float]]] = {}
         for case in found:
@@ -98,19 +103,19 @@ def _charts(found: list[Case], where: str) -> dict[str, Chart]:
 
     made = {
         "tax": Chart(
-            f"All-distinct tasks against the fastest plain model, {where}",
+            f"All-distinct tasks against the fastest plain model, {on}",
             "images/s ÷ plain",
             over_batches(lambda case: case.tax),
             level=1.0,
         ),
         "flatness": Chart(
-            f"All-distinct tasks against one task, {where}",
+            f"All-distinct tasks against one task, {on}",
             "images/s ÷ identical",
             over_batches(lambda case: case.flatness),
             level=1.0,
         ),
         "floor": Chart(
-            f"Share of the floor that all-distinct tasks reach, {where}",
+            f"Share of the floor that all-distinct tasks reach, {on}",
             "floor ÷ time",
             over_batches(lambda case: case.of_floor),
         ),

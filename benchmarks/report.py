@@ -37,7 +37,7 @@ the cost of reading other rows of the bank. The rows of the plain model are its 
 
 OpenVINO computes γ'·x + β' per image in a pass of its own, where the plain model adds a bias inside the product. In
 EfficientNet these passes go over wide, thin maps: what is left of the tax there ([ADR 3](adr/0003-openvino-in-pieces.md)).
-The faster a CPU multiplies, the more they weigh. Each table is of one CPU, named below it by what it multiplies with: AMX,
+They weigh most where AMX does the products. Each table is of one CPU, named below it by what it multiplies with: AMX,
 AVX-512 bf16, or AVX-512 VNNI alone, which computes in fp32.
 """
 INT8 = """
@@ -47,8 +47,8 @@ INT8 = """
 each two rows. `÷ other` is against the same mixed batch of all-distinct tasks in that dtype; `÷ PyTorch` and `÷ OpenVINO`
 against the best way found to run the plain model in that dtype, which is what the tax is measured by. Why int8 works this way: [ADR 9](adr/0009-int8-as-it-comes.md).
 
-Then the demo tasks on every image of their second halves. *changed*: answers that differ from those in fp32. *probe*: how far
-the probe is off in units of its spread.
+Where a second table follows, it is the demo tasks on every image of their second halves. *changed*: answers that differ
+from those in fp32. *probe*: how far the probe is off in units of its spread.
 """
 MATRIX = """
 ## Families, batches and mixes
@@ -109,9 +109,11 @@ def number(value: object) -> str:
 
 def conditions(rows: list[Row]) -> str:
     first = rows[0]
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
+    dates = sorted({row["date"] for row in rows})
     return (
-        f"\n{first['host']}, {first['cores']} cores, torch {first['torch']}, commit {first['commit']}, "
-        f"{first['date']}.\n"
+        f"\n{first['host']}, {first['cores']} cores, torch {first['torch']}, commit {commits}, "
+        f"{dates[0]}{f' to {dates[-1]}' if len(dates) > 1 else ''}.\n"
     )
 
 

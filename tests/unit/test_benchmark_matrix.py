@@ -112,6 +112,14 @@ def test_rows_in_another_dtype_stay(measured: list[int], here: dict[str, Any]) -
     assert [row["dtype"] for row in kept.done("m", 4)] == ["float32"]
 
 
+def test_rows_of_another_host_stay_and_are_not_done_here(here: dict[str, Any]) -> None:
+    for host in ("h", "other"):
+        here["host"] = host
+        assert Kept("float32").done("m", 4) == []
+        Kept("float32").put("m", 4, [{"model": "m", "batch": 4, "dtype": "float32"}])
+    assert [row["host"] for row in Kept("float32").rows] == ["h", "other"]
+
+
 def test_random_adapters_differ_and_fit_the_bank() -> None:
     backbone = make_backbone("vit")
     first, second = random_adapters(backbone, 2)

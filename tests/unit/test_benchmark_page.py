@@ -1,4 +1,5 @@
 import json
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -90,6 +91,20 @@ def test_the_matrix_has_a_line_a_case_and_names_what_does_not_run() -> None:
     assert "1.20" in lines[1] and "Not yet supported: strange." in text
 
 
+def test_a_model_that_ran_on_some_host_is_supported() -> None:
+    assert "Not yet supported" not in matrix([*ROWS[:-1], {"model": "a<b", "batch": 0, "unsupported": "no"}])
+
+
+def test_rows_of_several_runs_name_every_commit_and_the_first_and_last_date() -> None:
+    later = [found | {"commit": "c2", "date": "d2"} for found in ROWS[2:4]]
+    assert "commit c, c2, d to d2." in matrix([*ROWS[:2], *later])
+
+
+def test_the_titles_of_the_charts_fit() -> None:
+    # 13 px sans-serif: no more than 7 px a character in the mean
+    assert all(LEFT + 7 * len(chart.title) < WIDTH for chart in charts(load("matrix")).values())
+
+
 def test_a_matrix_of_nothing_but_unsupported_models_is_told() -> None:
     assert "Not yet supported: strange." in matrix(ROWS[-1:])
 
@@ -112,6 +127,8 @@ def test_rows_of_this_host_and_dtype_give_way_and_others_stay(
     (tmp_path / "x.json").write_text(json.dumps([*kept, gone]))
     common.save_beside_others("x", [{"dtype": "float32", "n": 4}])
     assert [found["n"] for found in common.load("x")] == [1, 2, 4]
+    common.save_beside_others("x", [{"dtype": "float32", "n": 5}], part=itemgetter("host"))
+    assert [found["n"] for found in common.load("x")] == [2, 5]
 
 
 @pytest.mark.parametrize(
